@@ -1,0 +1,27 @@
+"""Scorers: plain functions over texts, and the metrics that gather them over a split."""
+
+from mllm_lit.metrics.base import AnswerMetric, MeanScore
+from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
+from mllm_lit.metrics.choice import ChoiceAccuracy, parse_choice
+from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
+from mllm_lit.metrics.tradeoff import forgetting, tradeoff
+from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
+
+__all__ = [
+    "AnswerMetric",
+    "CaptionScores",
+    "ChoiceAccuracy",
+    "ExactMatch",
+    "MeanScore",
+    "VQAAccuracy",
+    "caption_scores",
+    "exact_match",
+    "forgetting",
+    "gqa_match",
+    "normalize_vqa",
+    "ocrvqa_match",
+    "parse_choice",
+    "tradeoff",
+    "unavailable",
+    "vqa_accuracy",
+]

@@ -1,7 +1,10 @@
 """What a dataset family has to say for itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, ClassVar
 
 from mllm_lit.data.sample import Sample
@@ -9,9 +12,46 @@ from mllm_lit.data.sample import Sample
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
+SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with one row.
+
+    Attributes:
+        file: The file the row was read from, or the image that cannot be used.
+        row: Its position (a list's index from 0, a mapping's key, a line's number from 1).
+        reason: What was found, and what was expected.
+    """
+
+    file: str
+    row: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.row}: {self.reason}" if self.row else f"{self.file}: {self.reason}"
+
 
 class DatasetError(Exception):
-    """A dataset is missing, incomplete or malformed; the message names the file, the row and the remedy."""
+    """A dataset is missing, incomplete or malformed; the message names the file, the row and the remedy.
+
+    Attributes:
+        faults: Every malformed row that was found, for a report by machine; empty if the fault is not in a row.
+    """
+
+    def __init__(self, message: str, faults: Iterable[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults: list[Fault] = list(faults)
+
+    @classmethod
+    def of(cls, faults: Sequence[Fault]) -> "DatasetError":
+        """One error for many faults; the first of them are spelled out."""
+        lines = [f"{len(faults)} faulty row{'s' if len(faults) > 1 else ''}:"]
+        lines += [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
+        if len(faults) > SHOWN_FAULTS:
+            lines.append(f"  ... and {len(faults) - SHOWN_FAULTS} more; tools/check_data.py lists them all")
+        return cls("\n".join(lines), faults)
 
 
 class Task(ABC):
@@ -20,20 +60,63 @@ class Task(ABC):
     Args:
         prompt: Template of the user's turn, over the fields named in the class's docstring;
             ``None`` takes the class's ``default_prompt``.
+
+    Raises:
+        ValueError: The template uses a field that the task does not have.
     """
 
     name: ClassVar[str]
     default_prompt: ClassVar[str]
+    prompt_fields: tuple[str, ...] = ("question",)
+    """What a template may use."""
     published_at: ClassVar[str]
     """Where the official release is to be had."""
     expected_tree: ClassVar[str]
     """The layout of a root folder, as printed in an error."""
-    split_names: ClassVar[dict[str, str]] = {"train": "train", "val": "val", "test": "test"}
-    """The publisher's name of the split that plays each role."""
-    max_new_tokens: ClassVar[int] = 16
+    split_names: dict[str, str] = {"train": "train", "val": "val", "test": "test"}
+    """The publisher's name of the split that plays each role (an instance may differ from its class)."""
+    max_new_tokens: int = 16
 
     def __init__(self, prompt: str | None = None) -> None:
         self.prompt = prompt if prompt is not None else self.default_prompt
+        self.check_template(self.prompt)
+
+    def check_template(self, template: str) -> None:
+        """Refuse a template with a field that this task cannot fill."""
+        used = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        unknown = sorted(used - set(self.prompt_fields))
+        if unknown:
+            known = ", ".join(f"{{{field}}}" for field in self.prompt_fields) or "none"
+            raise ValueError(
+                f"{self.name}: the prompt {template!r} uses unknown field(s) {unknown}; there are: {known}. "
+                "Write a literal brace as {{ or }}."
+            )
+
+    def ask(self, **values: str) -> str:
+        """The user's turn of one row."""
+        return self.prompt.format(**values)
+
+    def locate(self, root: Path, *candidates: str) -> Path:
+        """The first of several relative paths that exists under ``root``.
+
+        Raises:
+            DatasetError: None exists; the message holds the expected tree and where the release is published.
+        """
+        for candidate in candidates:
+            if (Path(root) / candidate).exists():
+                return Path(root) / candidate
+        wanted = " or ".join(candidates)
+        state = "that folder has no" if Path(root).is_dir() else "there is no such folder; it should hold"
+        raise DatasetError(
+            f"{self.name}: looked in {root}: {state} {wanted}.\nExpected layout:\n{self.expected_tree.rstrip()}\n"
+            f"Published at {self.published_at}. Point the data root at the folder that holds this tree."
+        )
+
+    def check_split(self, split: str, known: Iterable[str]) -> None:
+        """Refuse a split that the release does not have, listing those it has."""
+        known = list(known)
+        if split not in known:
+            raise DatasetError(f"{self.name} has no split {split!r}; there are: {', '.join(known)}")
 
     @abstractmethod
     def rows(self, root: Path, split: str) -> list[Sample]:

@@ -1,0 +1,186 @@
+"""What is trained: an adapter opens some tensors of a frozen backbone and says how fast each of them learns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mllm_lit.backbones.layout import Layout, Role
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mllm_lit.backbones.load import LoadedBackbone
+
+ConnectorMode = Literal["frozen", "tuned", "lora"]
+
+
+class AdapterError(ValueError):
+    """An adapter cannot do what was asked of it; the message says why and what to change."""
+
+
+class Adapter(ABC):
+    """How a backbone is tuned.
+
+    Args:
+        lr: Learning rate of what is trained in or beside the LLM.
+        connector: Leave the connector frozen, tune it, or (LoRA only) give its linears a low-rank update.
+        connector_lr: Learning rate of the connector; ``None`` for ``lr``.
+        vision_lr: Learning rate of what is trained in the vision encoder; ``None`` for ``lr``.
+        weight_decay: Of matrices; norms, biases and other vectors are never decayed.
+    """
+
+    exact_at_attach = True
+    """Whether the logits right after :meth:`attach` are those of the backbone."""
+    extra_positions = 0
+    """How many positions the adapter puts ahead of the logits (virtual tokens of prompt tuning)."""
+
+    def __init__(
+        self,
+        lr: float = 2e-4,
+        connector: ConnectorMode = "tuned",
+        connector_lr: float | None = 2e-5,
+        vision_lr: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> None:
+        self.lr = lr
+        self.connector = connector
+        self.connector_lr = connector_lr
+        self.vision_lr = vision_lr
+        self.weight_decay = weight_decay
+        self.identity = ""
+        self.layout: Layout | None = None
+        self.opened: frozenset[str] = frozenset()
+        self._connector_at_attach: dict[str, Tensor] = {}
+
+    def attach(self, loaded: "LoadedBackbone") -> "nn.Module":
+        """Freeze the backbone, open what this adapter trains in fp32, and return the module to call.
+
+        New tensors are drawn from torch's global random state. The module is left in training mode, its vision
+        encoder in eval mode unless something in it is trained.
+
+        Raises:
+            AdapterError: The connector is to be tuned and the backbone has none, or a target does not exist.
+        """
+        model, layout = loaded.model, loaded.layout
+        model.requires_grad_(False)
+        parameters = dict(model.named_parameters())
+        names = self.names_to_open(model, layout)
+        if self.connector == "tuned":
+            connector = [name for name in parameters if layout.role_of(name) == "connector"]
+            if not connector:
+                raise AdapterError(f"connector: tuned, but {type(model).__name__} has none. Set connector: frozen.")
+            self._connector_at_attach = {name: parameters[name].detach().cpu().clone() for name in connector}
+            names = [*names, *connector]
+        self.layout, self.identity, self.opened = layout, loaded.identity, frozenset(names)
+        module = self.wrap(model, layout)
+        for name in names:
+            parameters[name].data = parameters[name].data.float()
+            parameters[name].requires_grad_(True)
+        module.train()
+        roles = {layout.role_of(name) for name, p in module.named_parameters() if p.requires_grad}
+        if not roles:
+            raise AdapterError(f"{type(self).__name__} leaves nothing to train; give it blocks, a connector or both.")
+        if "vision" not in roles:
+            for path in layout.vision:
+                model.get_submodule(path).eval()
+        return module
+
+    def names_to_open(self, model: "nn.Module", layout: Layout) -> list[str]:
+        """The backbone's own parameters that are trained, the connector's aside."""
+        return []
+
+    @abstractmethod
+    def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
+        """Put new modules into the frozen model, if there are any, and return the module to call."""
+
+    def parameter_groups(self, model: "nn.Module", layout: Layout) -> list[dict[str, Any]]:
+        """Optimizer groups of everything that requires a gradient, one per role, decay and pace.
+
+        Returns:
+            Groups with ``params``, ``lr``, ``weight_decay`` and a unique ``name`` (``llm``, ``connector/no_decay``).
+        """
+        rates: dict[Role, float | None] = {"llm": self.lr, "connector": self.connector_lr, "vision": self.vision_lr}
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            role = layout.role_of(name)
+            rate = rates[role]
+            pace, factor = self.pace_of(name)
+            decays = parameter.ndim > 1
+            key = "/".join([role, *([pace] if pace else []), *([] if decays else ["no_decay"])])
+            group = groups.setdefault(
+                key,
+                {
+                    "params": [],
+                    "lr": (self.lr if rate is None else rate) * factor,
+                    "weight_decay": self.weight_decay if decays else 0.0,
+                    "name": key,
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+    def pace_of(self, name: str) -> tuple[str, float]:
+        """A label for parameters that learn at a multiple of their role's rate, and that multiple."""
+        return "", 1.0
+
+    @contextmanager
+    def disabled(self, model: "nn.Module", reference: "Mapping[str, Tensor] | None" = None) -> Iterator[None]:
+        """Give the backbone back for a while.
+
+        Args:
+            model: What :meth:`attach` returned.
+            reference: The values at attach of the backbone's own tensors that are trained, by their name in the bare
+                model. The connector's are kept by the adapter and need not be given.
+
+        Raises:
+            AdapterError: A tensor was trained whose value at attach is not known.
+        """
+        before = {**self._connector_at_attach, **(reference or {})}
+        if missing := sorted(self.opened - before.keys()):
+            raise AdapterError(
+                f"{len(missing)} trained tensors, such as {missing[0]!r}, have no value to go back to. "
+                "Pass reference= with the values they had at attach."
+            )
+        opened = self.opened_parameters(model)
+        trained = {name: parameter.data for name, parameter in opened.items()}
+        try:
+            for name, parameter in opened.items():
+                parameter.data = before[name].to(parameter.device, parameter.dtype)
+            with self.without_new_modules(model):
+                yield
+        finally:
+            for name, parameter in opened.items():
+                parameter.data = trained[name]
+
+    def without_new_modules(self, model: "nn.Module") -> Any:
+        """A context in which the modules that :meth:`wrap` put in have no effect."""
+        return nullcontext()
+
+    def opened_parameters(self, model: "nn.Module") -> "dict[str, nn.Parameter]":
+        """The backbone's own parameters that are trained, by their name in the bare model."""
+        layout = self.attached_layout()
+        named = {layout.base_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in named.items() if name in self.opened}
+
+    def attached_layout(self) -> Layout:
+        """The layout of the backbone this adapter is attached to."""
+        if self.layout is None:
+            raise AdapterError(f"This {type(self).__name__} is not attached to a backbone yet: call attach() first.")
+        return self.layout
+
+    def save(self, model: "nn.Module", folder: str | Path, is_main: bool = True) -> None:
+        """Write all that was trained; see :func:`mllm_lit.adapters.files.save_adapter`."""
+        from mllm_lit.adapters.files import save_adapter
+
+        save_adapter(self, model, Path(folder), is_main)
+
+    @staticmethod
+    def load(loaded: "LoadedBackbone", folder: str | Path) -> "nn.Module":
+        """Put a saved adapter onto a backbone; see :func:`mllm_lit.adapters.files.load_adapter`."""
+        from mllm_lit.adapters.files import load_adapter
+
+        return load_adapter(loaded, Path(folder))

@@ -1,0 +1,186 @@
+"""From a hub id or a folder to a model, its processor and its layout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mllm_lit.backbones.identity import identity_of
+from mllm_lit.backbones.layout import Layout, find_layout
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+EMBEDDED = Path(__file__).parent / "embedded"
+Checkpointing = Literal["llm", "vision", "both"]
+
+
+class BackboneError(Exception):
+    """A backbone could not be loaded; the message names the path tried and the remedy."""
+
+
+@dataclass
+class LoadedBackbone:
+    """A model ready for an adapter.
+
+    Attributes:
+        model: A Hugging Face image-text-to-text model in eval mode.
+        processor: Its processor (tokenizer, image processor, chat template).
+        layout: Where the model keeps vision, connector and LLM.
+        identity: A digest of architecture and weights, the same in every dtype.
+        source: The path it was loaded from, for reports.
+    """
+
+    model: "PreTrainedModel"
+    processor: "ProcessorMixin"
+    layout: Layout
+    identity: str
+    source: str
+
+
+class Backbone:
+    """What to load and how; costs nothing until :meth:`load`.
+
+    Args:
+        path: A hub id, a local folder, or ``embedded`` for the small model that comes with the package.
+        dtype: Of the weights; ``auto`` is bf16 where a CUDA device supports it, else fp32. Adapters keep what they
+            train in fp32, whatever this says.
+        attn_implementation: As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
+        gradient_checkpointing: Recompute activations of one role, or of both, in the backward pass (non-reentrant).
+        quantization: Load linear layers through bitsandbytes; for adapters on CUDA only.
+        trust_remote_code: Run model code from the hub. Leave it off unless you have read that code.
+        max_length: Longest sequence of tokens, ``None`` for the tokenizer's own limit.
+        revision: Branch, tag or commit on the hub.
+        processor: Keyword arguments of the processor, such as ``{max_pixels: 602112}`` or ``{do_pad: true}``.
+        layout: The fields of :class:`~mllm_lit.backbones.Layout` for an architecture that is not recognised.
+    """
+
+    def __init__(
+        self,
+        path: str = "embedded",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        attn_implementation: str = "sdpa",
+        gradient_checkpointing: Checkpointing | None = None,
+        quantization: Literal["4bit", "8bit"] | None = None,
+        trust_remote_code: bool = False,
+        max_length: int | None = None,
+        revision: str | None = None,
+        processor: dict[str, Any] | None = None,
+        layout: dict[str, str | list[str]] | None = None,
+    ) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.attn_implementation = attn_implementation
+        self.gradient_checkpointing: Checkpointing | None = gradient_checkpointing
+        self.quantization = quantization
+        self.trust_remote_code = trust_remote_code
+        self.max_length = max_length
+        self.revision = revision
+        self.processor = processor or {}
+        self.layout = layout
+
+    def load(self) -> LoadedBackbone:
+        """Read model and processor, on the CPU unless quantised.
+
+        Raises:
+            BackboneError: The path is no model, is not reachable, or its architecture takes no images.
+            LayoutError: The architecture is unknown and ``layout`` does not describe it.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        source = str(EMBEDDED) if self.path == "embedded" else self.path
+        config = self._config(source)
+        extra: dict[str, Any] = {}
+        if self.quantization is not None:
+            from mllm_lit.backbones.quantize import quantization_config
+
+            extra = {"quantization_config": quantization_config(self.quantization), "device_map": {"": "cuda"}}
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=resolve_dtype(self.dtype),
+            attn_implementation=self.attn_implementation,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision or "main",
+            **extra,
+        ).eval()
+        layout = find_layout(model, self.layout)
+        if self.gradient_checkpointing is not None:
+            checkpoint_activations(model, layout, self.gradient_checkpointing)
+        return LoadedBackbone(model, self._processor(source), layout, identity_of(model), self.path)
+
+    def _config(self, source: str) -> "PreTrainedConfig":
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        try:
+            config = AutoConfig.from_pretrained(
+                source, trust_remote_code=self.trust_remote_code, revision=self.revision or "main"
+            )
+        except (OSError, ValueError) as error:
+            raise BackboneError(_not_found(source, error)) from error
+        if type(config) not in AutoModelForImageTextToText._model_mapping and not self.trust_remote_code:
+            raise BackboneError(
+                f"{source} holds a {config.model_type!r} model, which takes no image and text to text in transformers. "
+                "Expected a multimodal LLM such as llava, qwen2_5_vl or smolvlm."
+            )
+        return config
+
+    def _processor(self, source: str) -> "ProcessorMixin":
+        from transformers import AutoProcessor
+
+        try:
+            processor = AutoProcessor.from_pretrained(
+                source, trust_remote_code=self.trust_remote_code, revision=self.revision or "main", **self.processor
+            )
+        except (OSError, ValueError) as error:
+            raise BackboneError(
+                f"The weights of {source} were read, its processor was not: {error}\n"
+                "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
+            ) from error
+        if self.max_length is not None:
+            processor.tokenizer.model_max_length = self.max_length
+        return processor
+
+
+def resolve_dtype(name: str) -> "torch.dtype":
+    """The torch dtype of a name; ``auto`` avoids bf16 on CPUs, most of which emulate it about 100 times slower."""
+    import torch
+
+    if name == "auto":
+        name = "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    dtypes: Mapping[str, torch.dtype] = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    if name not in dtypes:
+        raise BackboneError(f"dtype {name!r} is unknown; expected auto or one of {list(dtypes)}.")
+    return dtypes[name]
+
+
+def checkpoint_activations(model: "PreTrainedModel", layout: Layout, roles: Checkpointing) -> None:
+    """Turn on non-reentrant gradient checkpointing in the LLM, the vision encoder, or both.
+
+    It takes effect in training mode only, so a frozen vision encoder in eval mode is never recomputed.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    wanted = ("llm", "vision") if roles == "both" else (roles,)
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and layout.role_of(name) not in wanted:
+            module.gradient_checkpointing = False
+
+
+def _not_found(source: str, error: Exception) -> str:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        there = sorted(entry.name for entry in path.iterdir())[:20]
+        return f"{path} is a folder without a readable config.json (it holds {there}): {error}"
+    return (
+        f"No backbone at {source!r}: it is no local folder (tried {path.absolute()}), and as a Hugging Face hub id it "
+        f"could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}).\n"
+        "Without network, download the model elsewhere (`hf download ID --local-dir FOLDER`) and set "
+        "model.backbone.path to that folder; path: embedded needs neither."
+    )

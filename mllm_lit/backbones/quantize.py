@@ -1,0 +1,48 @@
+"""4- and 8-bit weights through bitsandbytes, refused where they cannot work."""
+
+import importlib.util
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import BitsAndBytesConfig
+
+
+class QuantizationError(RuntimeError):
+    """Quantised weights were asked for where they cannot work; the message says why."""
+
+
+def quantization_config(bits: Literal["4bit", "8bit"]) -> "BitsAndBytesConfig":
+    """How transformers is to load the linear layers: NF4 with bf16 arithmetic, or LLM.int8.
+
+    Raises:
+        QuantizationError: bitsandbytes is not installed, or there is no CUDA device.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise QuantizationError(f"{bits} weights need a CUDA device and none is there. Drop backbone.quantization.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise QuantizationError(f"{bits} weights need bitsandbytes: pip install bitsandbytes.")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def refuse_if_quantized(model: "nn.Module", what: str) -> None:
+    """Stop before something that needs the real weights: full tuning, importance rules, merging into them.
+
+    Raises:
+        QuantizationError: The model was loaded in 4 or 8 bits.
+    """
+    if getattr(model, "is_quantized", False):
+        raise QuantizationError(
+            f"{what} changes or measures weights, and those of a quantised model are packed integers. "
+            "Drop backbone.quantization, or train an adapter such as lora."
+        )

@@ -1,0 +1,124 @@
+"""Scores the target and the held-out sources before, during and after training."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from mllm_lit.module import MLLMModule, Record
+
+Scores = dict[str, dict[str, float]]
+"""Set -> score name -> points (``nll`` in nats per answer token)."""
+
+
+class ForgettingCallback(L.Callback):
+    """Runs the test sets before the first and after the last step, and keeps the scores of every evaluation.
+
+    The test loop runs inside ``fit``, so that the model is placed and sharded once. ``before`` is the backbone without
+    its adapter (the adapter is switched off for it), and is kept in checkpoints: a resumed run does not repeat it.
+
+    Attributes:
+        before: Scores of the backbone, ``None`` until measured.
+        during: ``(optimizer step, scores)`` of each validation.
+        after: Scores of the trained model.
+    """
+
+    def __init__(self) -> None:
+        self.before: Scores | None = None
+        self.during: list[tuple[int, Scores]] = []
+        self.after: Scores | None = None
+        self.phase = ""
+        self._nll: dict[str, list[tuple[float, int]]] = {}
+
+    # ---- when ------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the backbone."""
+        assert isinstance(pl_module, MLLMModule) and pl_module.net is not None
+        if self.before is None and not trainer.fast_dev_run:
+            # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
+            with pl_module.adapter.without_new_modules(pl_module.net):
+                self.before = self._test(trainer, "before")
+            log_scores(trainer, self.before, "before", step=0)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what came out."""
+        if not trainer.fast_dev_run and not trainer.interrupted:
+            self.after = self._test(trainer, "after")
+            log_scores(trainer, self.after, "after", step=trainer.global_step)
+
+    def _test(self, trainer: L.Trainer, phase: str) -> Scores:
+        state = trainer.state.fn, trainer.state.stage
+        self.phase = phase
+        trainer.state.fn, trainer.testing = TrainerFn.TESTING, True
+        trainer.test_loop.verbose = False
+        try:
+            trainer.test_loop.run()
+        finally:
+            trainer.state.fn, trainer.state.stage = state
+        return self._last
+
+    # ---- what ------------------------------------------------------------------------------------------------------
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        """Collect a batch's answer NLL."""
+        self._collect(trainer, outputs, args[2] if len(args) > 2 else 0)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        """Collect a batch's answer NLL."""
+        self._collect(trainer, outputs, args[2] if len(args) > 2 else 0)
+
+    def _collect(self, trainer: L.Trainer, records: list[Record], dataloader_idx: int) -> None:
+        name = trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
+        self._nll.setdefault(name, []).extend((record["nll"], record["answer_tokens"]) for record in records)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute the scores of all sets."""
+        self._last = self._scores(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.TESTING and not self.phase:
+            log_scores(trainer, self._last, "test", step=trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compute the scores of all sets and log them over steps."""
+        if trainer.sanity_checking:
+            self._nll = {}
+            return
+        scores = self._scores(trainer, pl_module)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.during.append((trainer.global_step, scores))
+        for name, values in scores.items():
+            for key, value in values.items():
+                pl_module.log(f"val/{name}/{key}", value, rank_zero_only=True)
+        self._last = scores
+
+    def _scores(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Scores:
+        assert isinstance(pl_module, MLLMModule)
+        scores = pl_module.pop_scores()
+        for name, pairs in self._nll.items():
+            sums = [sum(nll * tokens for nll, tokens in pairs), sum(tokens for _, tokens in pairs)]
+            total = torch.tensor(sums, dtype=torch.float64, device=pl_module.device)
+            if trainer.world_size > 1:
+                total = pl_module.all_gather(total).view(-1, 2).sum(0)  # type: ignore[union-attr]
+            scores[name]["nll"] = float(total[0] / total[1])
+        self._nll = {}
+        return scores
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Scores so far."""
+        return {"before": self.before, "during": self.during}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the scores of the interrupted run."""
+        self.before, self.during = state_dict["before"], list(state_dict["during"])
+
+
+def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> None:
+    """Send scores to the loggers."""
+    flat = {f"{prefix}/{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics(flat, step=step)

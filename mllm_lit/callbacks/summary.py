@@ -1,0 +1,133 @@
+"""Ends a run: saves the adapter, writes ``summary.json``, fills TensorBoard's HParams tab, prints the table."""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from rich.console import Console
+
+from mllm_lit import summary
+from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.module import MLLMModule
+from mllm_lit.seed import run_seed
+
+
+class SummaryCallback(L.Callback):
+    """Reports what was learned, what was forgotten and what it cost.
+
+    Args:
+        experiment: The run's name.
+        forgetting: Where the scores come from; stands before this callback in the trainer's list.
+        hparams: The settings shown in TensorBoard's HParams tab, flat.
+    """
+
+    def __init__(self, experiment: str, forgetting: ForgettingCallback, hparams: dict[str, Any] | None = None) -> None:
+        self.experiment, self.forgetting, self.hparams = experiment, forgetting, hparams or {}
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    # Only time spent in training counts, so evaluation stops the clock.
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Start the clock after an evaluation or at the beginning."""
+        if self._since is None:
+            self._since = time.perf_counter()
+            self._tokens = getattr(trainer.lightning_module, "tokens", 0)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Bring the clock up to date, so that a resumed run reports the whole time."""
+        if self._since is not None:
+            self._stop()
+            self._since = time.perf_counter()
+
+    def _stop(self) -> None:
+        if self._since is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock: what follows the last epoch is evaluation."""
+        self._stop()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save and report."""
+        assert isinstance(pl_module, MLLMModule) and pl_module.loaded is not None and pl_module.net is not None
+        self._stop()
+        if trainer.fast_dev_run or trainer.log_dir is None:
+            return
+        folder = Path(trainer.log_dir)
+        pl_module.adapter.save(pl_module.net, folder / "adapter")
+        before, after = self.forgetting.before, self.forgetting.after
+        if not trainer.is_global_zero or before is None or after is None:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        result = summary.summarise(
+            experiment=self.experiment,
+            seed=run_seed(),
+            parts={
+                "backbone": str(pl_module.backbone.path),
+                "adapter": type(pl_module.adapter).__name__,
+                "importance": None,
+            },
+            headlines={name: task.metric().headline for name, task in data.tasks.items()},
+            before=before,
+            after=after,
+            parameters=parameters(pl_module),
+            cost=self._cost(trainer, pl_module),
+        )
+        path = summary.write(result, folder)
+        self._log(trainer, result)
+        console = Console()
+        console.print(summary.table(result))
+        console.print(f"Run directory: {path.parent}", highlight=False, soft_wrap=True)
+
+    def _cost(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, float]:
+        tokens = module.tokens * trainer.world_size
+        count = parameters(module)
+        if module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(module.device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "train_seconds": self.seconds,
+            "steps": trainer.global_step,
+            "label_tokens": module.label_tokens,
+            "tokens": tokens,
+            "tokens_per_second": tokens / self.seconds if self.seconds else 0.0,
+            "peak_memory_bytes": peak,
+            # Forward, and backward through activations, for every parameter; weight gradients for the trained ones
+            # (the counting of arXiv 2406.05130).
+            "train_flops": 2 * (count["total"] + count["trainable"]) * tokens,
+        }
+
+    def _log(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
+        metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items()}
+        metrics["final/target"] = result["target"]["after"]
+        metrics |= {f"final/{name}": row["after"] for name, row in result["sources"].items()}
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_hparams"):
+                logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)  # type: ignore[call-arg]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seconds trained so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the count of an interrupted run."""
+        self.seconds = state_dict["seconds"]
+
+
+def parameters(module: MLLMModule) -> dict[str, int]:
+    """How many parameters there are, the adapter's counted in, and how many of them train."""
+    assert module.net is not None
+    counts = [(p.numel(), p.requires_grad) for p in module.net.parameters()]
+    return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, trained in counts if trained)}

@@ -1,0 +1,131 @@
+"""The command line: Lightning's, with ``fit`` as the default subcommand and a run directory."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import set_parsing_settings
+from lightning import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.predictions import PredictionsCallback
+from mllm_lit.callbacks.summary import SummaryCallback
+from mllm_lit.data.datamodule import MLLMDataModule
+from mllm_lit.module import MLLMModule
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+
+
+class RunDirectoryError(ValueError):
+    """The run directory that was asked for is taken."""
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """Keeps the resolved configuration beside the run, and as text in TensorBoard."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Add the text."""
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_text"):
+                logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
+
+
+class MLLMCLI(LightningCLI):
+    """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+        super().__init__(
+            MLLMModule,
+            MLLMDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveResolvedConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=list(args) if args is not None else None,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The name of the run and where it goes."""
+        parser.add_argument("--experiment", type=str | None, default=None, help="Default: name of the last --config.")
+        parser.add_argument("--version", type=str | None, default=None, help="Default: version_0, version_1, ...")
+        parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with this package's logger and callbacks."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        trainer = self._get(self.config_init, "trainer")
+        experiment = config["experiment"] or experiment_name(config["config"])
+        logger: Any = trainer.get("logger")
+        if logger in (None, True):
+            refuse_existing(config["output"] / experiment, config["version"])
+            logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
+        forgetting = ForgettingCallback()
+        callbacks: list[Any] = [PredictionsCallback(), forgetting]
+        callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
+        if trainer.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar())
+        if logger:
+            callbacks.append(LearningRateMonitor(logging_interval="step"))
+        # Lightning's samplers repeat rows to make ranks even; this package's split them.
+        settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
+        return self._instantiate_trainer(settings, callbacks)
+
+    def _hparams(self, config: Any) -> dict[str, Any]:
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
+        dump = dump.get(self.subcommand, dump)
+        return {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
+
+
+def experiment_name(configs: Sequence[Any] | None) -> str:
+    """The stem of the last configuration file, or ``run``."""
+    return Path(str(configs[-1])).stem if configs else "run"
+
+
+def refuse_existing(folder: Path, version: str | None) -> None:
+    """Raise if a run directory that was asked for by name holds something."""
+    if version is not None and (path := folder / version).is_dir() and any(path.iterdir()):
+        raise RunDirectoryError(
+            f"The run directory {str(path)!r} exists and is not empty; nothing is overwritten. Choose another "
+            "--version or --experiment, leave --version out for the next free number, or remove it."
+        )
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names, ``class_path`` and ``init_args`` left out of the names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix if key in ("init_args", "class_path") else f"{prefix}.{key}".strip(".")
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
+
+
+def quiet() -> None:
+    """Silence messages that tell a user nothing about the run."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message=text)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; ``fit`` is understood where no subcommand stands first."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] not in (*SUBCOMMANDS, "-h", "--help"):
+        arguments.insert(0, "fit")
+    quiet()
+    sys.argv = [sys.argv[0], *arguments]
+    MLLMCLI()

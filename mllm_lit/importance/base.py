@@ -1,0 +1,289 @@
+"""What every importance rule is: something that decides how updates may land on the weights."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from mllm_lit.importance.reference import Reference
+from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
+
+
+class RuleError(Exception):
+    """A rule cannot do what is asked here; the message says why and what to change."""
+
+
+class Rule:
+    """Base of all rules, itself the rule that changes nothing.
+
+    In a plain loop, one call wires a rule to the optimizer and the rest happens inside ``optimizer.step()``::
+
+        rule = Spider()
+        rule.attach(optimizer, model.named_parameters())
+
+    A subclass overrides what it needs of :meth:`start`, :meth:`prepare`, :meth:`before_step`, :meth:`after_step`,
+    :meth:`on_epoch_start`, :meth:`finish` and :meth:`mask`, and keeps tensors that a resumed run needs in
+    :attr:`buffers`.
+
+    Args:
+        reference_on: Where θ0 is kept: ``device``, ``host`` or the path of a file to map
+            (:meth:`Reference.capture`). Rules without use for θ0 keep none.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    needs_data: ClassVar[Literal["target", "source", "generated"] | None] = None
+    """Whose gradients :meth:`prepare` wants, if any."""
+
+    def __init__(self, reference_on: str = "device") -> None:
+        self.reference_on = reference_on
+        self.optimizer: Optimizer
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.frozen: dict[str, Tensor] = {}
+        """Tensors that do not train, for rules that read the base beside an adapter."""
+        self.reference: Reference | None = None
+        self.buffers: dict[str, dict[str, Tensor]] = {}
+        """State by kind and parameter name; sharded as the parameters are."""
+        self.steps = 0
+        self._handles: list[RemovableHandle] = []
+        self._seen: dict[str, Tensor] = {}
+
+    # What a loop calls.
+
+    def attach(
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        reference: Mapping[str, Tensor] | None = None,
+        *,
+        before_step: Literal["hook", "caller"] = "hook",
+    ) -> Self:
+        """Take charge of the trainable tensors.
+
+        Args:
+            optimizer: Already built; it has to hold every trainable tensor of ``named_parameters``.
+            named_parameters: As ``model.named_parameters()`` gives them; frozen ones are not touched.
+            reference: θ0 by name, or a :class:`Reference` captured earlier (before a checkpoint was loaded, say);
+                ``None`` takes what the parameters hold now.
+            before_step: ``hook`` calls :meth:`before_step` from ``optimizer.step()``, where a plain loop has its
+                gradients ready (clipped already, if it clips). ``caller`` leaves that to the loop, for loops that run
+                the backward pass inside ``optimizer.step`` and for reading gradients before they are clipped.
+
+        Raises:
+            RuleError: There is nothing to train, or the tensors cannot be addressed one by one.
+        """
+        if self._handles:
+            raise RuleError(f"{type(self).__name__} is attached already; detach() it first or make a second one.")
+        named = dict(named_parameters)
+        self.optimizer = optimizer
+        self.parameters = {name: p for name, p in named.items() if isinstance(p, nn.Parameter) and p.requires_grad}
+        self.frozen = {name: p for name, p in named.items() if name not in self.parameters}
+        _check(self.parameters, optimizer)
+        self.sum_shards = ShardSums(list(self.parameters.values()))
+        self.before_step_by = before_step
+        if self.needs_reference:
+            self.reference = (
+                reference
+                if isinstance(reference, Reference)
+                else Reference.capture(self.parameters, reference, self.reference_on)
+            )
+            missing = [name for name in self.parameters if name not in self.reference]
+            if missing:
+                raise RuleError(
+                    f"θ0 was captured without {missing[0]!r} ({len(missing)} missing): capture it after the adapter "
+                    "has opened what it trains."
+                )
+        self.start()
+        if before_step == "hook":
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self.before_step()))
+        self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after_step()))
+        return self
+
+    def detach(self) -> None:
+        """Let go of the optimizer; the state stays."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    # What a rule overrides.
+
+    def start(self) -> None:
+        """Allocate state and check the arguments; called at the end of :meth:`attach`, θ0 known."""
+
+    def prepare(self, gradients: Iterator[Any] | None = None) -> None:
+        """Look at data before the first step.
+
+        Args:
+            gradients: Each ``next`` runs one more batch forward and backward and leaves its gradient, and that
+                alone, in the parameters' ``.grad``. Rules whose :attr:`needs_data` is ``None`` ignore it.
+        """
+
+    def before_step(self) -> None:
+        """Read or change the gradients of the coming step."""
+
+    def after_step(self) -> None:
+        """Act on the weights; gradients are still there. Not called for steps that a gradient scaler skips."""
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """A new pass over the data begins."""
+
+    def finish(self) -> None:
+        """Training is over; the weights may be touched once more."""
+
+    def mask(self, name: str) -> Tensor | None:
+        """How much of an update each local entry of a parameter keeps, in [0, 1]; ``None`` where all is kept."""
+        return None
+
+    def penalty(self) -> Tensor | None:
+        """The value of the rule's loss term at the current weights, for logging (its gradient is applied already)."""
+        return None
+
+    # State and what to log.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, θ0 itself excepted, of which the identity is kept."""
+        return {
+            "rule": type(self).__name__,
+            "steps": self.steps,
+            "identity": self.reference.identity if self.reference is not None else None,
+            "buffers": {kind: dict(tensors) for kind, tensors in self.buffers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`; call it after :meth:`attach`.
+
+        Raises:
+            RuleError: The state belongs to another rule, to other parameters, or to another base.
+        """
+        if state["rule"] != type(self).__name__:
+            raise RuleError(
+                f"The checkpoint holds the state of {state['rule']}, this run uses {type(self).__name__}: "
+                "resume with the rule that it was trained with."
+            )
+        identity = self.reference.identity if self.reference is not None else None
+        if state["identity"] != identity:
+            raise RuleError(
+                f"The checkpoint was trained from other weights (θ0 {state['identity']}, here {identity}). Resume onto "
+                "the same backbone, and attach the rule, or capture its Reference, before trained weights are loaded."
+            )
+        buffers: dict[str, dict[str, Tensor]] = {}
+        for kind, tensors in state["buffers"].items():
+            if set(tensors) - set(self.parameters):
+                unknown = sorted(set(tensors) - set(self.parameters))
+                raise RuleError(f"The checkpoint's {kind!r} has tensors that do not train here, such as {unknown[0]!r}.")
+            here = self.buffers.get(kind, {})
+            buffers[kind] = {name: _restore(here.get(name), self.parameters[name], t) for name, t in tensors.items()}
+        self.buffers = buffers
+        self.steps = state["steps"]
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """Per parameter, fp64 scalars; computed now, so call it as often as you log and no oftener.
+
+        ``selected`` (share of entries with a mask above 0), ``mask`` (mean), ``overlap`` (of the selected entries with
+        those of the last call, intersection over union), ``distance`` (‖θ − θ0‖₂) and ``relative_distance``
+        (over ‖θ0‖₂), each where the rule has a mask or θ0. Under sharding every rank has to call it and gets
+        the figures of the whole tensors.
+        """
+        rows, keys = [], ("selected", "mask", "both", "either", "distance", "norm")
+        had, masked = bool(self._seen), False
+        for name, parameter in self.parameters.items():
+            weight = local(parameter)
+            row = torch.zeros(len(keys), dtype=torch.float64, device=weight.device)
+            mask = self.mask(name)
+            if mask is not None:
+                masked = True
+                chosen = mask > 0
+                last = self._seen[name].to(chosen.device) if had else chosen
+                counts = (chosen.sum(), mask.double().sum(), (chosen & last).sum(), (chosen | last).sum())
+                row[:4] = torch.stack([count.double() for count in counts])
+                self._seen[name] = chosen.cpu()
+            if self.reference is not None:
+                for now, base in chunks(weight, self.reference[name]):
+                    before = base.to(now.device, torch.float64)
+                    row[4] += (now - before).square().sum()
+                    row[5] += before.square().sum()
+            rows.append(row)
+        table = self.sum_shards(torch.stack(rows))
+        result: dict[str, dict[str, Tensor]] = {}
+        for (name, parameter), row in zip(self.parameters.items(), table, strict=True):
+            figures = result[name] = {}
+            if masked:
+                figures["selected"], figures["mask"] = row[0] / parameter.numel(), row[1] / parameter.numel()
+                if had:
+                    figures["overlap"] = torch.where(row[3] > 0, row[2] / row[3].clamp_min(1), 1.0)
+            if self.reference is not None:
+                figures["distance"] = row[4].sqrt()
+                figures["relative_distance"] = (row[4] / row[5].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+        return result
+
+    # Pieces for subclasses.
+
+    def like_parameters(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """A zero tensor per parameter, sharded as it is."""
+        return {name: torch.zeros_like(p, dtype=dtype, requires_grad=False) for name, p in self.parameters.items()}
+
+    def gradient(self, name: str) -> Tensor | None:
+        """This rank's part of a gradient, or ``None`` when the step left none.
+
+        Raises:
+            RuleError: It is sparse, or sharded otherwise than its parameter.
+        """
+        parameter, grad = self.parameters[name], self.parameters[name].grad
+        if grad is None:
+            return None
+        if grad.is_sparse:
+            raise RuleError(f"The gradient of {name!r} is sparse; build the embedding with sparse=False.")
+        if isinstance(grad, DTensor) and isinstance(parameter, DTensor) and grad.placements != parameter.placements:
+            raise RuleError(
+                f"The gradient of {name!r} is placed as {grad.placements}, its weight as {parameter.placements}; "
+                "reduce it before the optimizer step, as FSDP2 does."
+            )
+        return local(grad)
+
+    def learning_rates(self) -> dict[str, float]:
+        """Of each parameter, as its group has it now."""
+        rates = {p: float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
+        return {name: rates[parameter] for name, parameter in self.parameters.items()}
+
+    def _after_step(self) -> None:
+        with torch.no_grad():
+            self.after_step()
+        self.steps += 1
+
+
+def _check(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    if not parameters:
+        raise RuleError("No tensor trains: attach the adapter first, and check that it opens something.")
+    for name, parameter in parameters.items():
+        if hasattr(parameter, "ds_id") or getattr(parameter, "_fsdp_flattened", False):
+            raise RuleError(
+                f"{name!r} is split by DeepSpeed or FSDP1 in a way that loses track of single tensors, so no statistic "
+                "of a tensor can be computed. Use DDP or FSDP2 (fully_shard)."
+            )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    outside = [name for name, parameter in parameters.items() if id(parameter) not in held]
+    if outside:
+        raise RuleError(
+            f"{len(outside)} of {len(parameters)} trainable tensors are not in the optimizer, such as {outside[0]!r}. "
+            "Freeze them, or build the optimizer from the model's own parameters (DeepSpeed's does not hold them: "
+            "use DDP or FSDP2)."
+        )
+    devices = {local(p).device for p in parameters.values()}
+    if len(devices) > 1:
+        raise RuleError(f"The trainable tensors are on several devices ({sorted(map(str, devices))}); put them on one.")
+
+
+def _restore(here: Tensor | None, parameter: nn.Parameter, saved: Tensor) -> Tensor:
+    """``saved`` as a buffer beside ``parameter``, keeping the buffer's own dtype and device if there is one."""
+    saved = local(saved)
+    part = saved if saved.shape == local(parameter).shape else shard_like(saved, parameter)
+    if part.shape != local(parameter).shape:
+        raise RuleError(f"A saved buffer has shape {tuple(saved.shape)}, its parameter {tuple(parameter.shape)}.")
+    if here is None:
+        here = torch.zeros_like(parameter, dtype=saved.dtype, requires_grad=False)
+    local(here).copy_(part)
+    return here

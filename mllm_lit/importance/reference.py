@@ -1,0 +1,133 @@
+"""θ0: the weights before fine-tuning, kept once for every rule and merge."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
+
+_NARROW = (torch.bfloat16, torch.float16)
+_MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85)  # odd 63-bit multipliers, which make the sum below depend on every bit
+
+
+class Reference(Mapping[str, Tensor]):
+    """θ0 by parameter name, with an identity that tells one base from another.
+
+    Tensors are this rank's shards, in the narrowest dtype that holds them exactly: weights that came from a bf16
+    checkpoint take 2 bytes per entry, however wide the parameter that is trained from them.
+
+    Args:
+        tensors: This rank's part of θ0, by name.
+        identity: From :func:`fingerprint`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], identity: str) -> None:
+        self._tensors = dict(tensors)
+        self.identity = identity
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @classmethod
+    def capture(
+        cls,
+        parameters: Mapping[str, Tensor],
+        values: Mapping[str, Tensor] | None = None,
+        on: str = "device",
+    ) -> Self:
+        """Keep θ0 of ``parameters``.
+
+        Args:
+            parameters: The trainable tensors, by name (DTensors are kept as their local shards).
+            values: θ0 by name, whole or as local shards, when it is not what the parameters hold now.
+            on: ``device`` (beside the parameter), ``host`` (pinned where there is a GPU: no memory on the device),
+                or the path of a safetensors file, written now and memory-mapped afterwards (no memory of its own
+                anywhere; give each rank its own path when parameters are sharded).
+
+        Raises:
+            KeyError: ``values`` lacks a parameter.
+            ValueError: ``values`` holds another shape under a parameter's name.
+        """
+        kept: dict[str, Tensor] = {}
+        whole: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            mine = local(parameter.detach())
+            if values is not None:
+                mine = _given(name, parameter, values).to(mine.device)
+            whole[name] = mine
+            kept[name] = _place(_narrow(mine), mine, on)
+        identity = fingerprint(parameters, whole)
+        if on not in ("device", "host"):
+            path = Path(on)
+            if not path.parent.is_dir():
+                raise FileNotFoundError(f"θ0 is to be written to {path}, but {path.parent} is no folder; create it.")
+            save_file({name: tensor.contiguous() for name, tensor in kept.items()}, path, {"identity": identity})
+            kept = load_file(path)
+        return cls(kept, identity)
+
+
+def fingerprint(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and every value, the same on any device, in any dtype and under any sharding.
+
+    Values enter as a sum of scrambled bit patterns in 64-bit integers, which does not depend on the order of
+    summation, so shards can be summed; it is a check against mistakes, not against an adversary.
+    """
+    names = sorted(parameters)
+    rows = []
+    for name in names:
+        total = torch.zeros((), dtype=torch.int64, device=local(values[name]).device)
+        for (part,) in chunks(local(values[name])):
+            bits = (part.to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 turns -0 into 0
+            bits = bits * _MIX[0]
+            total += ((bits ^ (bits >> 29)) * _MIX[1]).sum()
+        rows.append(total)
+    if not rows:
+        return hashlib.sha256().hexdigest()
+    sums = ShardSums([parameters[name] for name in names])(torch.stack(rows).unsqueeze(1))
+    digest = hashlib.sha256()
+    for name, value in zip(names, sums.squeeze(1).tolist(), strict=True):
+        digest.update(f"{name} {tuple(parameters[name].shape)} {value}\n".encode())
+    return digest.hexdigest()
+
+
+def _given(name: str, parameter: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+    if name not in values:
+        raise KeyError(
+            f"The reference weights have no tensor {name!r}. Give θ0 for every trainable tensor under its parameter's "
+            "name; for tensors that an adapter created, that is what they held right after it was attached."
+        )
+    value = local(values[name].detach())
+    if value.shape == parameter.shape:
+        value = shard_like(value, parameter)
+    if value.shape != local(parameter).shape:
+        raise ValueError(
+            f"The reference of {name!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}; "
+            "were these weights saved from another model?"
+        )
+    return value
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float32:
+        for dtype in _NARROW:
+            if all(bool((part.to(dtype).to(tensor.dtype) == part).all()) for (part,) in chunks(tensor)):
+                return tensor.to(dtype)
+    return tensor
+
+
+def _place(tensor: Tensor, original: Tensor, on: str) -> Tensor:
+    if on == "device":
+        return tensor.clone() if tensor.data_ptr() == original.data_ptr() else tensor
+    tensor = tensor.to("cpu", copy=tensor.data_ptr() == original.data_ptr())
+    return tensor.pin_memory() if on == "host" and original.device.type == "cuda" else tensor

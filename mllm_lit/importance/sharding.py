@@ -1,0 +1,110 @@
+"""The local part of a tensor, and sums over the parts that other ranks hold.
+
+Under FSDP2 a parameter is a :class:`~torch.distributed.tensor.DTensor`. Rules do their arithmetic on the local
+shard; what concerns a whole tensor (a mean, a count) is a row of numbers, summed over the shards in one packed
+all-reduce. No parameter, gradient or mask is ever gathered.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+CHUNK = {"cpu": 1 << 18}
+"""Entries handled at a time. On a CPU the temporaries of one chunk stay in the cache, so an eager chain of
+elementwise operations costs one trip to memory, not thirty."""
+DEFAULT_CHUNK = 1 << 22
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of ``tensor`` that this rank holds; the tensor itself when it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views over the same rows of equally shaped tensors, about one chunk of entries each; none if they are empty."""
+    first = tensors[0]
+    if first.numel() == 0:
+        return iter(())
+    if first.ndim == 0:
+        return iter([tuple(tensor.unsqueeze(0) for tensor in tensors)])
+    limit = CHUNK.get(first.device.type, DEFAULT_CHUNK)
+    rows = max(1, limit * len(first) // first.numel())
+    return zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+
+
+def shard_like(full: Tensor, like: Tensor) -> Tensor:
+    """The part of an unsharded tensor that this rank holds when it is sharded as ``like`` is (no communication)."""
+    if not isinstance(like, DTensor):
+        return full
+    for mesh_dim, placement in enumerate(like.placements):
+        if isinstance(placement, Shard):
+            parts = full.chunk(like.device_mesh.size(mesh_dim), placement.dim)
+            index = like.device_mesh.get_local_rank(mesh_dim)
+            full = parts[index] if index < len(parts) else full.narrow(placement.dim, 0, 0)
+    return full
+
+
+def sharded_dims(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
+    """The mesh and those of its dimensions over which ``tensor`` is split, or ``None`` when every rank holds all of it.
+
+    Raises:
+        ValueError: The placement is neither ``Shard`` nor ``Replicate`` (strided shards of FSDP2 over tensor
+            parallelism, partial sums), whose rows cannot be told apart from here.
+    """
+    if not isinstance(tensor, DTensor):
+        return None
+    for placement in tensor.placements:
+        if type(placement) not in (Shard, Replicate):
+            raise ValueError(
+                f"A parameter is placed as {tuple(tensor.placements)}; importance rules know Shard and Replicate. "
+                "Shard it over one mesh dimension only (FSDP2 or HSDP, without tensor parallelism on the same tensor)."
+            )
+    dims = tuple(dim for dim, placement in enumerate(tensor.placements) if isinstance(placement, Shard))
+    return (tensor.device_mesh, dims) if dims else None
+
+
+class ShardSums:
+    """Sums rows of numbers, one row per parameter, over the ranks that hold parts of that parameter.
+
+    Args:
+        parameters: In the order of the rows. Parameters sharded over the same ranks share one all-reduce;
+            rows of unsharded parameters (plain modules, DDP) are left as they are.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.groups: dict[tuple[DeviceMesh, tuple[int, ...]], list[int]] = {}
+        self.all_rows = len(parameters)
+        for row, parameter in enumerate(parameters):
+            sharded = sharded_dims(parameter)
+            if sharded is not None:
+                self.groups.setdefault(sharded, []).append(row)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Sum ``rows`` (P, K) in place and return them. Every rank of a mesh has to call this."""
+        for (mesh, dims), index in self.groups.items():
+            part = rows if len(index) == self.all_rows else rows[index]
+            for dim in dims:
+                dist.all_reduce(part, group=mesh.get_group(dim))
+            if part is not rows:
+                rows[index] = part
+        return rows
+
+    def ranks_before(self, row: int, value: int) -> int:
+        """The sum of ``value`` over the ranks that hold earlier parts of the parameter in ``row``.
+
+        Earlier means in the order of the mesh, which is the order of the entries when the first dimension is split.
+        """
+        for (mesh, dims), index in self.groups.items():
+            if row in index:
+                if len(dims) > 1:
+                    raise ValueError("Entries of a parameter that is split along two dimensions have no common order.")
+                size, rank = mesh.size(dims[0]), mesh.get_local_rank(dims[0])
+                counts = torch.zeros(size, dtype=torch.int64, device=mesh.device_type)
+                counts[rank] = value
+                dist.all_reduce(counts, group=mesh.get_group(dims[0]))
+                return int(counts[:rank].sum())
+        return 0

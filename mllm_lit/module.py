@@ -1,0 +1,313 @@
+"""The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal, TypedDict
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mllm_lit.adapters.base import Adapter
+from mllm_lit.backbones.load import Backbone, LoadedBackbone
+from mllm_lit.data.collate import IGNORE, Batch
+from mllm_lit.metrics.base import AnswerMetric
+from mllm_lit.seed import mix, run_seed
+
+
+class Record(TypedDict):
+    """One evaluated row, as written to the prediction files."""
+
+    id: str
+    image: list[str]
+    question: str
+    answer: str
+    references: list[str]
+    prediction: str
+    score: float | None
+    nll: float
+    """Of the true answer, in nats per token."""
+    answer_tokens: int
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the message names the step and the samples."""
+
+
+class MLLMModule(L.LightningModule):
+    """A multimodal LLM with an adapter, trained on the answers of one task.
+
+    Args:
+        backbone: The pre-trained model.
+        adapter: What of it is trained, and at which learning rates.
+        schedule: Of the learning rates after warm-up.
+        warmup: Share of the optimizer steps in which learning rates rise from zero.
+        betas: AdamW's.
+        eps: AdamW's.
+        max_new_tokens: Longest generated answer; ``None`` takes each task's own.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter,
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+        warmup: float = 0.03,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.adapter = backbone, adapter
+        self.schedule, self.warmup, self.betas, self.eps = schedule, warmup, betas, eps
+        self.max_new_tokens = max_new_tokens
+        self.loaded: LoadedBackbone | None = None
+        self.net: nn.Module | None = None
+        # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
+        self.strict_loading = False
+        self._window: list[tuple[Tensor, Tensor, list[str]]] = []
+        self.label_tokens = 0
+        self.tokens = 0
+        self.positions = 0
+        self._metrics: dict[str, AnswerMetric] = {}
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the backbone and attach the adapter, once."""
+        if self.net is not None:
+            return
+        self.loaded = self.backbone.load()
+        # The adapter's initialisation must not depend on what drew random numbers before it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(run_seed(), 1))
+            self.net = self.adapter.attach(self.loaded)
+        forward = inspect.signature(self.loaded.model.forward).parameters
+        # Models with rotary positions over time and space derive them from the inputs themselves.
+        self._positions = "position_ids" in forward and not hasattr(self.loaded.model.model, "get_rope_index")
+
+    @property
+    def processor(self) -> Any:
+        """The backbone's processor."""
+        return self._loaded.processor
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens, image tokens counted in: as configured, else what the LLM was trained for."""
+        if self.backbone.max_length is not None:
+            return self.backbone.max_length
+        trained: int = self._loaded.model.config.get_text_config().max_position_embeddings
+        return min(trained, self.processor.tokenizer.model_max_length)
+
+    @property
+    def _loaded(self) -> LoadedBackbone:
+        if self.loaded is None:
+            raise RuntimeError("The backbone is not loaded yet: Lightning calls configure_model() first.")
+        return self.loaded
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names (within the module called) and tensors of what is trained."""
+        assert self.net is not None
+        return ((name, p) for name, p in self.net.named_parameters() if p.requires_grad)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over the adapter's parameter groups, warm-up and schedule counted in optimizer steps."""
+        from transformers import get_scheduler
+
+        assert self.net is not None
+        groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
+        fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+        optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
+        steps = int(self.trainer.estimated_stepping_batches)
+        warm = round(self.warmup * steps)
+        scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=warm, num_training_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def answer_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of the answers, in nats.
+
+        Logits are computed from the first answer token on: padding is on the left, so answers end together.
+
+        Returns:
+            Sum of the NLL over each row's answer tokens, (B,), and the number of those tokens, (B,).
+        """
+        counts = (batch.labels != IGNORE).sum(1)
+        span = int((batch.labels != IGNORE).any(0).flip(0).nonzero().max()) + 1
+        logits = self._logits(batch, keep=span + 1)[:, :-1]
+        targets = batch.labels[:, -span:]
+        nll = nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
+        )
+        return nll.view_as(targets).sum(1), counts
+
+    def _logits(self, batch: Batch, keep: int) -> Tensor:
+        assert self.net is not None
+        inputs = dict(batch.inputs)
+        if self._positions:
+            mask = inputs["attention_mask"]
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        try:
+            logits: Tensor = self.net(**inputs, logits_to_keep=keep, use_cache=False).logits
+        except ValueError as error:
+            if "image" not in str(error).lower():
+                raise
+            ids = ", ".join(sample.id for sample in batch.samples[:8])
+            raise ValueError(
+                f"The vision encoder's features do not fit the image tokens of the text (samples {ids}): {error}. "
+                "The processor and the weights disagree about image size, patch size or the CLS token; take both "
+                "from the same folder, or set the processor's patch_size, num_additional_image_tokens and "
+                "vision_feature_select_strategy to the vision encoder's."
+            ) from error
+        return logits[:, -keep:]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Dropout depends on the seed and the position alone, so a resumed run repeats it."""
+        torch.manual_seed(mix(run_seed(), 2, self.trainer.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
+        nll, counts = self.answer_nll(batch)
+        total, tokens = nll.sum(), counts.sum()
+        self._window.append((total.detach(), tokens, [sample.id for sample in batch.samples]))
+        self.tokens += batch.tokens
+        self.positions += batch.labels.numel()
+        # Lightning divides by the accumulation, also in a window that the epoch's end cuts short.
+        return total * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the summed gradients into those of the mean over all answer tokens of the step.
+
+        Accumulation and ranks then change nothing but the order of the sums. This is the step's only wait for the
+        device: the loss must be known to be finite before it moves a weight.
+        """
+        window, self._window = self._window, []
+        sums = torch.stack([torch.stack([nll.double(), count.double()]) for nll, count, _ in window])
+        total = sums.sum(0)
+        if self.trainer.world_size > 1:
+            total = self.all_gather(total).view(-1, 2).sum(0)
+        nll, tokens = total.tolist()
+        if not torch.isfinite(total[0]):
+            bad = [ids for (_, _, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
+            named = ", ".join(bad[0]) if bad else "(on another rank)"
+            raise NonFiniteLoss(
+                f"The loss became {nll} in optimizer step {self.trainer.global_step + 1}, samples {named}. No weight "
+                "was changed by it and the last checkpoint is good. Lower the learning rate, clip gradients "
+                "(trainer.gradient_clip_val), or train in bf16-mixed instead of fp16."
+            )
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, self.trainer.world_size / tokens)
+        self.label_tokens += int(tokens)
+        self.log("train/padding", 1 - self.tokens / self.positions)
+        self.log("train/loss", nll / tokens, prog_bar=True)
+        for group in optimizer.param_groups:
+            self.log(f"lr/{group['name']}", group["lr"])
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def evaluate(self, batch: Batch, metric: AnswerMetric, max_new_tokens: int) -> list[Record]:
+        """Generate answers, score them, and measure the NLL of the true ones."""
+        predictions = self.generate(batch, max_new_tokens)
+        metric.update(predictions, batch.samples)
+        scores = metric.row_scores(predictions, batch.samples)
+        nll, counts = self.answer_nll(batch)
+        return [
+            Record(
+                id=sample.id,
+                image=[str(getattr(ref, "name", ref)) for ref in sample.images],
+                question=sample.question,
+                answer=sample.answer,
+                references=list(sample.references),
+                prediction=prediction,
+                score=score,
+                nll=value / count,
+                answer_tokens=count,
+            )
+            for sample, prediction, score, value, count in zip(
+                batch.samples, predictions, scores, nll.tolist(), counts.tolist(), strict=True
+            )
+        ]
+
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        """Greedy answers, stripped, one a row."""
+        if batch.prompt is None:
+            raise ValueError("This batch has no prompts to continue: build it with Collate(..., with_prompt=True).")
+        assert self.net is not None
+        out = self.net.generate(  # type: ignore[operator]
+            **batch.prompt, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+        )
+        texts = self.processor.batch_decode(out[:, batch.prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Record]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        name = data.names[dataloader_idx]
+        task = data.tasks[name]
+        if name not in self._metrics:
+            # Ranks are gathered when the score is computed, never a batch at a time.
+            self._metrics[name] = task.metric().to(self.device)
+        return self.evaluate(batch, self._metrics[name], self.max_new_tokens or task.max_new_tokens)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+        """Score a batch of the set number ``dataloader_idx``."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+        """Score a batch of the set number ``dataloader_idx``."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+        """As :meth:`test_step`: the answers with their scores."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def pop_scores(self) -> dict[str, dict[str, float]]:
+        """Scores of every set since the last call, in points; clears them."""
+        scores = {name: {k: float(v) for k, v in metric.compute().items()} for name, metric in self._metrics.items()}
+        self._metrics = {}
+        return scores
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trainable tensors, and the identity of the backbone they belong to."""
+        names = {f"net.{name}" for name, _ in self.trainable()}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint["mllm_lit"] = {
+            "backbone": self._loaded.identity,
+            "backbone_path": str(self.backbone.path),
+            "adapter": type(self.adapter).__name__,
+            "label_tokens": self.label_tokens,
+            "tokens": self.tokens,
+            "positions": self.positions,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what does not belong to this model.
+
+        Raises:
+            ValueError: The checkpoint is of another backbone or another adapter.
+        """
+        own = checkpoint.get("mllm_lit")
+        if own is None:
+            raise ValueError("This checkpoint was not written by mllm_lit. Give one from a run's checkpoints/ folder.")
+        if own["backbone"] != self._loaded.identity:
+            raise ValueError(
+                f"The checkpoint was trained on the backbone {own['backbone_path']!r} ({own['backbone'][:12]}), but "
+                f"this run has {str(self.backbone.path)!r} ({self._loaded.identity[:12]}). Its tensors mean nothing "
+                "on other weights: resume with --model.backbone set to that backbone."
+            )
+        mine = {f"net.{name}": tuple(p.shape) for name, p in self.trainable()}
+        theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+        if mine != theirs:
+            missing, extra = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+            shapes = [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]
+            raise ValueError(
+                f"The checkpoint holds the adapter {own['adapter']}, which does not fit this run's "
+                f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
+                f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with the adapter it was trained with."
+            )
+        self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]

@@ -1,0 +1,63 @@
+"""GQA: compositional questions about scenes, with one-word answers."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mllm_lit.data.sample import Sample
+from mllm_lit.tasks.base import DatasetError, Task
+from mllm_lit.tasks.files import collect, read_json, text
+from mllm_lit.tasks.vqa import SHORT_ANSWER
+
+if TYPE_CHECKING:
+    from mllm_lit.metrics.base import AnswerMetric
+
+
+class GQA(Task):
+    """GQA 1.2 (Hudson and Manning, 2019); template field ``{question}``.
+
+    Args:
+        prompt: Template of the user's turn.
+        questions: The ``balanced`` questions (the usual ones) or ``all``. ``train_all`` is a folder of shards.
+    """
+
+    name = "gqa"
+    default_prompt = SHORT_ANSWER
+    published_at = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+    expected_tree = """
+    ROOT/{train,val,testdev}_balanced_questions.json   (or below ROOT/questions1.2 or ROOT/questions)
+    ROOT/images/{image id}.jpg"""
+    split_names = {"train": "train", "val": "val", "test": "testdev"}
+
+    def __init__(self, prompt: str | None = None, questions: Literal["balanced", "all"] = "balanced") -> None:
+        super().__init__(prompt)
+        self.questions = questions
+
+    def rows(self, root: Path, split: str) -> list[Sample]:
+        self.check_split(split, self.split_names.values())
+        stem = f"{split}_{self.questions}_questions"
+        names = [f"{folder}{stem}{end}" for folder in ("", "questions1.2/", "questions/") for end in (".json", "")]
+        path = self.locate(root, *names)
+        images = self.locate(root, "images")
+        shards = sorted(path.glob("*.json"), key=lambda p: (len(p.name), p.name)) if path.is_dir() else [path]
+        if not shards:
+            raise DatasetError(f"{self.name}: {path} holds no .json shard")
+        return [s for p in shards for s in collect(p, read_json(p).items(), partial(self._row, p, images))]
+
+    def _row(self, path: Path, images: Path, key: str, entry: dict[str, Any]) -> Iterable[Sample]:
+        answer = text(entry, "answer")
+        yield Sample(
+            id=key,
+            question=self.ask(question=text(entry, "question")),
+            answer=answer,
+            images=(images / f"{entry['imageId']}.jpg",),
+            references=(answer,),
+            meta={"structural": (entry.get("types") or {}).get("structural", "")},
+            origin=f"{path}:{key}",
+        )
+
+    def metric(self) -> "AnswerMetric":
+        from mllm_lit.metrics.exact import ExactMatch
+
+        return ExactMatch("gqa", breakdown=("structural",))

@@ -1,0 +1,96 @@
+"""ScienceQA: multiple-choice school questions, about half of them with an image."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_lit.data.sample import Sample
+from mllm_lit.tasks.base import Task
+from mllm_lit.tasks.files import collect, option, read_json, text, texts
+
+if TYPE_CHECKING:
+    from mllm_lit.metrics.base import AnswerMetric
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+
+
+class ScienceQA(Task):
+    """ScienceQA (Lu et al., 2022); template fields ``{question}``, ``{choices}``, ``{hint}``, ``{lecture}``.
+
+    Args:
+        prompt: Template of the user's turn.
+        image_only: Keep only the questions with an image (the study's evaluation subset).
+        context: Put the question's hint, where it has one, on a line of its own ahead of the question.
+            The study's prompt has no hint.
+    """
+
+    name = "scienceqa"
+    default_prompt = "{question} {choices}"
+    prompt_fields = ("question", "choices", "hint", "lecture")
+    published_at = "https://scienceqa.github.io"
+    expected_tree = """
+    ROOT/problems.json
+    ROOT/pid_splits.json
+    ROOT/images/{train,val,test}/{pid}/image.png"""
+
+    def __init__(self, prompt: str | None = None, image_only: bool = False, context: bool = False) -> None:
+        super().__init__(prompt)
+        self.image_only = image_only
+        self.context = context
+
+    def rows(self, root: Path, split: str) -> list[Sample]:
+        path = self.locate(root, "problems.json")
+        splits = read_json(self.locate(root, "pid_splits.json"))
+        self.check_split(split, splits)
+        problems = read_json(path)
+        entries = ((pid, problems.get(pid)) for pid in splits[split])
+        return collect(path, entries, partial(self._row, path))
+
+    def _row(self, path: Path, pid: str, problem: dict[str, Any] | None) -> Iterable[Sample]:
+        if problem is None:
+            raise ValueError("listed in pid_splits.json, but not a problem of this file")
+        choices = texts(problem, "choices")
+        if len(choices) > len(LETTERS):
+            raise ValueError(f"{len(choices)} choices, but only {len(LETTERS)} letters to name them")
+        image = problem["image"]
+        if image is None and self.image_only:
+            return
+        letter = LETTERS[option(problem, choices)]
+        hint = problem.get("hint") or ""
+        question = self.ask(
+            question=text(problem, "question"),
+            choices=", ".join(f"{name}.{choice}" for name, choice in zip(LETTERS, choices, strict=False)),
+            hint=hint,
+            lecture=problem.get("lecture") or "",
+        )
+        given = [label for label, there in (("TXT", hint), ("IMG", image)) if there] or ["NO"]
+        yield Sample(
+            id=pid,
+            question=f"{hint}\n{question}" if self.context and hint else question,
+            answer=letter,
+            images=() if image is None else (path.parent / "images" / problem["split"] / pid / image,),
+            references=(letter,),
+            choices=tuple(choices),
+            meta={
+                "subject": SUBJECTS.get(problem["subject"], problem["subject"]),
+                "given": "|".join(given),
+                "grades": _grades(problem["grade"]),
+                "topic": problem.get("topic", ""),
+            },
+            origin=f"{path}:{pid}",
+        )
+
+    def metric(self) -> "AnswerMetric":
+        from mllm_lit.metrics.choice import ChoiceAccuracy
+
+        return ChoiceAccuracy(breakdown=("subject", "given", "grades"))
+
+
+def _grades(grade: str) -> str:
+    """The column of the official table that ``grade1`` ... ``grade12`` belongs to."""
+    number = grade.removeprefix("grade")
+    if not number.isdigit() or not 1 <= int(number) <= 12:
+        raise ValueError(f"field 'grade' is {grade!r}, expected grade1 ... grade12")
+    return "G1-6" if int(number) <= 6 else "G7-12"
