@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -75,7 +75,8 @@ class MLLMCLI(LightningCLI):
         callbacks: list[Any] = [PredictionsCallback(), forgetting]
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:
-            callbacks.append(RichProgressBar())
+            # Rich draws nothing into a file or a pipe until it ends.
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
         if logger:
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
@@ -117,7 +118,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def quiet() -> None:
     """Silence messages that tell a user nothing about the run."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*LeafSpec.*", ".*isinstance.treespec.*"):
+    shown = (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*isinstance.treespec.*",
+        ".*is_gradient_checkpointing.*",
+        # A frozen vision encoder stays in eval mode.
+        ".*in eval mode at the start of training.*",
+        # The data module resumes the order, not the loader.
+        ".*your dataloader is not resumable.*",
+    )
+    for text in shown:
         warnings.filterwarnings("ignore", message=text)
 
 

@@ -1,6 +1,7 @@
 """A LLaVA small enough to build in a test: CLIP vision, Llama, a BPE tokenizer trained here, and its processor."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,8 +38,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most 512 entries that can spell any text."""
+def tiny_tokenizer(markers: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most 512 entries, and those of ``markers``, that can spell any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +53,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>", **(markers or {})},
         padding_side="left",
         model_max_length=256,
     )
@@ -73,7 +74,8 @@ def tiny_processor() -> LlavaProcessor:
 
 def tiny_config(vocab_size: int = 512, image_token_id: int = SPECIAL_TOKENS.index("<image>")) -> LlavaConfig:
     """Two blocks each of vision and LLM, width 32."""
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape["num_attention_heads"] = 4
     return LlavaConfig(
         vision_config=CLIPVisionConfig(**shape, image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, projection_dim=32),
         text_config=LlamaConfig(

@@ -32,7 +32,7 @@ class Adapter(ABC):
     """
 
     exact_at_attach = True
-    """Whether the logits right after :meth:`attach` are those of the backbone."""
+    """Whether the logits right after :meth:`attach` are promised to be those of the backbone."""
     extra_positions = 0
     """How many positions the adapter puts ahead of the logits (virtual tokens of prompt tuning)."""
 
@@ -52,6 +52,7 @@ class Adapter(ABC):
         self.identity = ""
         self.layout: Layout | None = None
         self.opened: frozenset[str] = frozenset()
+        self.bare_names: frozenset[str] = frozenset()
         self._connector_at_attach: dict[str, Tensor] = {}
 
     def attach(self, loaded: "LoadedBackbone") -> "nn.Module":
@@ -71,9 +72,10 @@ class Adapter(ABC):
             connector = [name for name in parameters if layout.role_of(name) == "connector"]
             if not connector:
                 raise AdapterError(f"connector: tuned, but {type(model).__name__} has none. Set connector: frozen.")
-            self._connector_at_attach = {name: parameters[name].detach().cpu().clone() for name in connector}
+            self._connector_at_attach = {name: snapshot(parameters[name]) for name in connector}
             names = [*names, *connector]
         self.layout, self.identity, self.opened = layout, loaded.identity, frozenset(names)
+        self.bare_names = frozenset(model.state_dict())
         module = self.wrap(model, layout)
         for name in names:
             parameters[name].data = parameters[name].data.float()
@@ -160,6 +162,10 @@ class Adapter(ABC):
         """A context in which the modules that :meth:`wrap` put in have no effect."""
         return nullcontext()
 
+    def save_modules(self, model: "nn.Module", folder: Path, is_main: bool) -> None:
+        """Write the modules that :meth:`wrap` put in, if there are any."""
+        return
+
     def opened_parameters(self, model: "nn.Module") -> "dict[str, nn.Parameter]":
         """The backbone's own parameters that are trained, by their name in the bare model."""
         layout = self.attached_layout()
@@ -184,3 +190,14 @@ class Adapter(ABC):
         from mllm_lit.adapters.files import load_adapter
 
         return load_adapter(loaded, Path(folder))
+
+
+def snapshot(tensor: "Tensor") -> "Tensor":
+    """A copy in host memory that later training does not touch; of a tensor without storage, another such."""
+    return tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
+
+
+def whole(tensor: "Tensor") -> "Tensor":
+    """A contiguous copy in host memory; of a sharded tensor, all of it."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().cpu().contiguous()

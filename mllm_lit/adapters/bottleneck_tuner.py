@@ -6,7 +6,7 @@ Importing this module makes the type known to peft, after which ``peft.PeftModel
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from peft import PeftConfig
@@ -54,7 +54,7 @@ class BottleneckConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Set the type, as every config of peft does."""
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = BottleneckType.BOTTLENECK
 
 
@@ -83,8 +83,8 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig) -> None:
         """Add one named adapter."""
-        weight = self.get_base_layer().weight
-        out_features, in_features = weight.shape
+        layer = cast("nn.Linear", self.get_base_layer())
+        weight, out_features, in_features = layer.weight, layer.out_features, layer.in_features
         read = out_features if self.position == "after" else in_features
         write = in_features if self.position == "before" else out_features
         down = nn.Linear(read, config.size, bias=False, device=weight.device)
@@ -109,7 +109,7 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
             if name not in self.bottleneck_down:
                 continue
             config = self.configs[name]
-            down = self.bottleneck_down[name]
+            down = cast("nn.Linear", self.bottleneck_down[name])
             inside = down(self.bottleneck_dropout[name](self._cast_input_dtype(hidden, down.weight.dtype)))
             scale = self.bottleneck_scale[name] if config.learn_scale else config.scale
             added = self.bottleneck_up[name](ACT2FN[config.non_linearity](inside)) * scale
@@ -127,7 +127,9 @@ class BottleneckLinear(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> NoReturn:
         """Refused: the non-linearity has no equal among linear layers."""
-        raise ValueError("A bottleneck adapter is not linear, so it cannot be merged into weights; keep it beside them.")
+        raise ValueError(
+            "A bottleneck adapter is not linear, so it cannot be merged into weights; keep it beside them."
+        )
 
 
 class BottleneckModel(BaseTuner):

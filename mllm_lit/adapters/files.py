@@ -1,22 +1,23 @@
 """Trained weights on disk: peft's own files, plus safetensors of the backbone's tensors that were trained.
 
-A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` where peft is involved, ``connector.safetensors``
-and ``delta.safetensors`` with trained tensors of the connector and of the rest, under their names in the bare model,
-and ``mllm_lit.json``. All but the last load without this package.
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` where peft is involved,
+``connector.safetensors`` and ``delta.safetensors`` with trained tensors of the connector and of the rest, under their
+names in the bare model, and ``mllm_lit.json``. All but the last load without this package.
 """
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mllm_lit import __version__
-from mllm_lit.adapters.base import Adapter, AdapterError
+from mllm_lit.adapters.base import Adapter, AdapterError, whole
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
 
     from mllm_lit.backbones.load import LoadedBackbone
@@ -37,8 +38,6 @@ def save_adapter(adapter: Adapter, model: "nn.Module", folder: Path, is_main: bo
         folder: Created if missing.
         is_main: Whether this process writes.
     """
-    from peft import PeftModel
-
     layout = adapter.attached_layout()
     info = {
         "backbone": adapter.identity,
@@ -46,12 +45,10 @@ def save_adapter(adapter: Adapter, model: "nn.Module", folder: Path, is_main: bo
         "mllm_lit": __version__,
         "format": "pt",
     }
-    tensors = {name: _whole(parameter) for name, parameter in adapter.opened_parameters(model).items()}
+    tensors = {name: whole(parameter) for name, parameter in adapter.opened_parameters(model).items()}
     connector = {name: tensor for name, tensor in tensors.items() if layout.role_of(name) == "connector"}
     delta = {name: tensor for name, tensor in tensors.items() if name not in connector}
-    if isinstance(model, PeftModel):
-        state = {name: _whole(tensor) for name, tensor in model.state_dict().items() if "base_layer" not in name}
-        adapter.save_peft(model, folder, state, is_main)
+    adapter.save_modules(model, folder, is_main)
     if not is_main:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +72,7 @@ def load_adapter(loaded: "LoadedBackbone", folder: Path) -> "nn.Module":
     Raises:
         AdapterError: The folder holds no adapter, one of another backbone, or tensors this backbone does not have.
     """
-    from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModel
 
     check_backbone(folder, loaded.identity)
     files = [folder / CONNECTOR_FILE, folder / DELTA_FILE]
@@ -86,9 +83,7 @@ def load_adapter(loaded: "LoadedBackbone", folder: Path) -> "nn.Module":
         _assign(model, tensors, loaded, folder)
         if not isinstance(model, PeftModel):
             return PeftModel.from_pretrained(model, str(folder)).eval()
-        result = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-        if unexpected := getattr(result, "unexpected_keys", []):
-            raise AdapterError(f"{folder} holds tensors that the attached adapter lacks, such as {unexpected[:3]}.")
+        _fill(model, folder)
         return model
     if not tensors:
         raise AdapterError(f"{folder} holds neither adapter_config.json nor {CONNECTOR_FILE} nor {DELTA_FILE}.")
@@ -119,6 +114,23 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
 
 
+def _fill(model: "PeftModel", folder: Path) -> None:
+    """Give an adapter that is attached already the values in a folder."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    try:
+        result: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    except RuntimeError as error:
+        raise AdapterError(
+            f"{folder} does not fit the attached adapter. Its shape may differ, or it was saved for use rather than "
+            "for more training (a projected prefix, an initialisation that changes the backbone): go on from a "
+            f"checkpoint of that run instead.\n{error}"
+        ) from error
+    # Prompt methods are filled by peft under another name and then reported.
+    if unexpected := [key for key in result.unexpected_keys if key != "prompt_embeddings"]:
+        raise AdapterError(f"{folder} holds tensors that the attached adapter lacks, such as {unexpected[:3]}.")
+
+
 def _assign(model: "nn.Module", tensors: "dict[str, Tensor]", loaded: "LoadedBackbone", folder: Path) -> None:
     parameters = {loaded.layout.base_name(name): p for name, p in model.named_parameters()}
     for name, tensor in tensors.items():
@@ -127,9 +139,3 @@ def _assign(model: "nn.Module", tensors: "dict[str, Tensor]", loaded: "LoadedBac
             raise AdapterError(f"{folder}: {name} has shape {tuple(tensor.shape)}, the backbone has {there}.")
         with torch.no_grad():
             parameters[name].copy_(tensor)
-
-
-def _whole(tensor: "Tensor") -> "Tensor":
-    """A contiguous copy on the CPU; of a sharded tensor, all of it."""
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().cpu().contiguous()

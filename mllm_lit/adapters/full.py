@@ -51,7 +51,7 @@ class Full(Adapter):
                 names.append(name)
         kept = [name for name in names if self._kept(model, name)]
         if names and not kept:
-            raise AdapterError(f"only: {self.only}, but there are none in the parts that blocks and vision_from choose.")
+            raise AdapterError(f"only: {self.only}, but there are none where blocks and vision_from point.")
         return kept
 
     def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":

@@ -131,6 +131,8 @@ class Peft(PeftAdapter):
         **shared: The arguments of :class:`~mllm_lit.adapters.base.Adapter`.
     """
 
+    exact_at_attach = False  # most are, but it depends on the method and its options
+
     def __init__(
         self,
         method: str,
@@ -162,7 +164,6 @@ class Peft(PeftAdapter):
         config = kind(**options)
         if config.is_prompt_learning:
             config.task_type = options.get("task_type", "CAUSAL_LM")
-            self.exact_at_attach = False
             self.extra_positions = 0 if self.method.upper() in ("PREFIX_TUNING", "CARTRIDGE") else _tokens(config)
         return config
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mllm_lit.adapters.base import Adapter, AdapterError
+from mllm_lit.adapters.base import Adapter, AdapterError, snapshot, whole
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.layout import Layout
 
@@ -34,19 +34,47 @@ class PeftAdapter(Adapter):
 
         if self.connector == "lora" and not isinstance(self, LoRA):
             raise AdapterError(f"connector: lora needs the lora adapter, not {type(self).__name__}.")
-        wrapped = get_peft_model(cast("Any", model), self.config(model, layout))
+        config = self.config(model, layout)
+        if config.is_prompt_learning:
+            self._check_virtual_tokens(model, str(getattr(config.peft_type, "value", config.peft_type)))
+        wrapped = get_peft_model(cast("Any", model), config)
+        # peft, too, has embeddings and patches ask for gradients when activations are recomputed.
+        cast("Any", model).disable_input_require_grads()
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         return wrapped
 
+    def _check_virtual_tokens(self, model: "nn.Module", method: str) -> None:
+        name = type(self).__name__
+        if hasattr(getattr(model, "model", None), "get_rope_index"):
+            raise AdapterError(
+                f"{type(model).__name__} places tokens in time and space by counting those of the text, so virtual "
+                f"tokens ahead of them do not fit. Use lora, bottleneck or ia3 in place of {name}."
+            )
+        recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        if recomputes and method in ("PREFIX_TUNING", "CARTRIDGE"):
+            raise AdapterError(
+                f"{name} hands every layer keys and values, which recomputing a layer drops. "
+                "Set model.backbone.gradient_checkpointing: null."
+            )
+
     def without_new_modules(self, model: "nn.Module") -> Any:
         """See :meth:`Adapter.without_new_modules`."""
         return cast("PeftModel", model).disable_adapter()
 
-    def save_peft(self, model: "PeftModel", folder: Path, state: "dict[str, Tensor]", is_main: bool) -> None:
-        """Write peft's own two files."""
-        model.save_pretrained(str(folder), save_embedding_layers=False, is_main_process=is_main, state_dict=state)
+    def save_modules(self, model: "nn.Module", folder: Path, is_main: bool) -> None:
+        """peft's ``save_pretrained``, with sharded tensors gathered and the frozen ones left where they are."""
+        layout = self.attached_layout()
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        state = {
+            name: whole(tensor)
+            for name, tensor in model.state_dict().items()
+            if name in trained or layout.base_name(name) not in self.bare_names
+        }
+        cast("PeftModel", model).save_pretrained(
+            str(folder), save_embedding_layers=False, is_main_process=is_main, state_dict=state
+        )
 
 
 class LoRA(PeftAdapter):
@@ -125,7 +153,7 @@ class LoRA(PeftAdapter):
         wrapped = super().wrap(model, layout)
         if self.mutates:
             trained = ((name, p) for name, p in wrapped.named_parameters() if p.requires_grad)
-            self._at_attach = {name: p.detach().cpu().clone() for name, p in trained}
+            self._at_attach = {name: snapshot(p) for name, p in trained}
         return wrapped
 
     def pace_of(self, name: str) -> tuple[str, float]:
@@ -151,15 +179,15 @@ class LoRA(PeftAdapter):
             for name, parameter in parameters.items():
                 parameter.data = trained[name]
 
-    def save_peft(self, model: "PeftModel", folder: Path, state: "dict[str, Tensor]", is_main: bool) -> None:
+    def save_modules(self, model: "nn.Module", folder: Path, is_main: bool) -> None:
         """Write peft's two files; an update of a mutated backbone as one of the backbone itself, of twice the rank."""
         if not self.mutates:
-            super().save_peft(model, folder, state, is_main)
+            super().save_modules(model, folder, is_main)
             return
         with tempfile.TemporaryDirectory() as start:
             with self.without_new_modules(model):
-                model.save_pretrained(start, save_embedding_layers=False)
-            model.save_pretrained(
+                cast("PeftModel", model).save_pretrained(start, save_embedding_layers=False)
+            cast("PeftModel", model).save_pretrained(
                 str(folder),
                 save_embedding_layers=False,
                 is_main_process=is_main,

@@ -2,5 +2,17 @@
 
 from mllm_lit.backbones.layout import Layout, LayoutError, Role, find_layout
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.backbones.original import OriginalBackbone
+from mllm_lit.backbones.parts import ComposedBackbone
 
-__all__ = ["Backbone", "BackboneError", "Layout", "LayoutError", "LoadedBackbone", "Role", "find_layout"]
+__all__ = [
+    "Backbone",
+    "BackboneError",
+    "ComposedBackbone",
+    "Layout",
+    "LayoutError",
+    "LoadedBackbone",
+    "OriginalBackbone",
+    "Role",
+    "find_layout",
+]

@@ -12,6 +12,7 @@ SAMPLES = 64
 VOLATILE = {
     "_attn_implementation",
     "_name_or_path",
+    "architectures",
     "attn_implementation",
     "dtype",
     "quantization_config",

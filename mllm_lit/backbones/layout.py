@@ -129,7 +129,8 @@ def find_layout(model: "nn.Module", given: Mapping[str, str | list[str]] | None 
         LayoutError: Some parameter has no role, a role is empty, or the decoder blocks are not found.
     """
     children = _children(model)
-    head = _path_of(model, model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None)
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    head = None if output is None else _path_of(model, output)
     vision = [path for path, name in children if name in VISION]
     nested = [f"{path}.{name}" for path in vision for name in CONNECTOR_IN_VISION if _has(model, f"{path}.{name}")]
     llm = [path for path, name in children if name in LLM]
@@ -147,13 +148,22 @@ def find_layout(model: "nn.Module", given: Mapping[str, str | list[str]] | None 
     unknown = found.keys() - Layout.__dataclass_fields__.keys()
     if unknown:
         raise LayoutError(f"Unknown layout keys {sorted(unknown)}; there are {list(Layout.__dataclass_fields__)}.")
-    prefixes = {role: (value,) if isinstance(value := found[role], str) else tuple(value or ()) for role in ROLES}
-    blocks = found["blocks"] or _blocks(model, prefixes["llm"])
-    norm = found["norm"] or _norm(model, str(blocks))
-    paths = {"norm": norm, "head": found["head"]}
-    layout = Layout(**prefixes, blocks=str(blocks), **{k: None if v is None else str(v) for k, v in paths.items()})
+    blocks = str(found["blocks"] or _blocks(model, _several(found["llm"])))
+    norm = found["norm"] or _norm(model, blocks)
+    layout = Layout(
+        vision=_several(found["vision"]),
+        connector=_several(found["connector"]),
+        llm=_several(found["llm"]),
+        blocks=blocks,
+        norm=None if norm is None else str(norm),
+        head=None if found["head"] is None else str(found["head"]),
+    )
     _check(model, layout)
     return layout
+
+
+def _several(paths: str | list[str] | None) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else tuple(paths or ())
 
 
 def _children(model: "nn.Module") -> list[tuple[str, str]]:
@@ -176,7 +186,7 @@ def _has(model: "nn.Module", path: str) -> bool:
     return True
 
 
-def _path_of(model: "nn.Module", wanted: "nn.Module | None") -> str | None:
+def _path_of(model: "nn.Module", wanted: "nn.Module") -> str | None:
     return next((name for name, module in model.named_modules() if module is wanted), None)
 
 
@@ -200,6 +210,9 @@ def _norm(model: "nn.Module", blocks: str) -> str | None:
 
 
 def _check(model: "nn.Module", layout: Layout) -> None:
+    absent = [path for path in (layout.blocks, layout.norm, layout.head) if path is not None and not _has(model, path)]
+    if absent:
+        raise LayoutError(_report(model, f"{absent} are not there"))
     twice = [p for role in ROLES for p in layout.prefixes(role) if sum(p in layout.prefixes(r) for r in ROLES) > 1]
     if twice:
         raise LayoutError(_report(model, f"{sorted(set(twice))} have two roles"))

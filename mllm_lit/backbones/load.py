@@ -1,10 +1,12 @@
 """From a hub id or a folder to a model, its processor and its layout."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
 from mllm_lit.backbones.layout import Layout, find_layout
 
@@ -52,7 +54,9 @@ class Backbone:
         trust_remote_code: Run model code from the hub. Leave it off unless you have read that code.
         max_length: Longest sequence of tokens, ``None`` for the tokenizer's own limit.
         revision: Branch, tag or commit on the hub.
-        processor: Keyword arguments of the processor, such as ``{max_pixels: 602112}`` or ``{do_pad: true}``.
+        aspect: How a picture becomes a square, where the vision encoder takes squares: ``pad``, ``resize`` or
+            ``crop``; ``None`` leaves it to the checkpoint. Training and evaluation always agree.
+        processor: Keyword arguments of the processor, such as ``{max_pixels: 602112}``.
         layout: The fields of :class:`~mllm_lit.backbones.Layout` for an architecture that is not recognised.
     """
 
@@ -66,6 +70,7 @@ class Backbone:
         trust_remote_code: bool = False,
         max_length: int | None = None,
         revision: str | None = None,
+        aspect: Aspect | None = None,
         processor: dict[str, Any] | None = None,
         layout: dict[str, str | list[str]] | None = None,
     ) -> None:
@@ -77,6 +82,7 @@ class Backbone:
         self.trust_remote_code = trust_remote_code
         self.max_length = max_length
         self.revision = revision
+        self.aspect: Aspect | None = aspect
         self.processor = processor or {}
         self.layout = layout
 
@@ -87,9 +93,25 @@ class Backbone:
             BackboneError: The path is no model, is not reachable, or its architecture takes no images.
             LayoutError: The architecture is unknown and ``layout`` does not describe it.
         """
+        model, processor = self.read()
+        if self.max_length is not None:
+            processor.tokenizer.model_max_length = self.max_length
+        if self.aspect is not None:
+            processor.image_processor = with_aspect(processor.image_processor, self.aspect)
+        model.eval()
+        layout = find_layout(model, self.layout)
+        if self.gradient_checkpointing is not None:
+            checkpoint_activations(model, layout, self.gradient_checkpointing)
+        return LoadedBackbone(model, processor, layout, identity_of(model), self.path)
+
+    def read(self) -> "tuple[Any, Any]":
+        """The model and its processor, as they are stored."""
         from transformers import AutoModelForImageTextToText
 
-        source = str(EMBEDDED) if self.path == "embedded" else self.path
+        # Their import makes architectures of this package known to transformers.
+        from mllm_lit.backbones import composed, efficientnet_lite  # noqa: F401
+
+        source = resolve_source(self.path)
         config = self._config(source)
         extra: dict[str, Any] = {}
         if self.quantization is not None:
@@ -104,19 +126,22 @@ class Backbone:
             trust_remote_code=self.trust_remote_code,
             revision=self.revision or "main",
             **extra,
-        ).eval()
-        layout = find_layout(model, self.layout)
-        if self.gradient_checkpointing is not None:
-            checkpoint_activations(model, layout, self.gradient_checkpointing)
-        return LoadedBackbone(model, self._processor(source), layout, identity_of(model), self.path)
+        )
+        return model, self._processor(source)
 
     def _config(self, source: str) -> "PreTrainedConfig":
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
+        revision = self.revision or "main"
         try:
-            config = AutoConfig.from_pretrained(
-                source, trust_remote_code=self.trust_remote_code, revision=self.revision or "main"
-            )
+            raw, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+            if "mm_projector_type" in raw or "llm_cfg" in raw:
+                # Some of these share a model type with transformers, which would load them without their connector.
+                raise BackboneError(
+                    f"{source} is in its authors' own format. Load it with class_path: "
+                    "mllm_lit.backbones.OriginalBackbone and the same path."
+                )
+            config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, revision=revision)
         except (OSError, ValueError) as error:
             raise BackboneError(_not_found(source, error)) from error
         if type(config) not in AutoModelForImageTextToText._model_mapping and not self.trust_remote_code:
@@ -129,18 +154,36 @@ class Backbone:
     def _processor(self, source: str) -> "ProcessorMixin":
         from transformers import AutoProcessor
 
+        auto: Any = AutoProcessor
         try:
-            processor = AutoProcessor.from_pretrained(
+            return auto.from_pretrained(
                 source, trust_remote_code=self.trust_remote_code, revision=self.revision or "main", **self.processor
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError, AttributeError) as error:
+            # Without torchvision, transformers fails on processors that could also take a video, with whatever error.
+            missing = [name for name in ("torchvision", "num2words") if importlib.util.find_spec(name) is None]
             raise BackboneError(
-                f"The weights of {source} were read, its processor was not: {error}\n"
-                "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files."
+                f"The weights of {source} were read, its processor was not: {type(error).__name__}: {error}\n"
+                "The folder needs processor_config.json (or preprocessor_config.json) and the tokenizer's files. "
+                "Qwen-VL, InternVL, SmolVLM, LLaVA-OneVision and Pixtral also need torchvision (the build that "
+                f"matches torch), SmolVLM num2words; missing here: {missing or 'neither'}."
             ) from error
-        if self.max_length is not None:
-            processor.tokenizer.model_max_length = self.max_length
-        return processor
+
+
+def resolve_source(path: str) -> str:
+    """What transformers is to load: the embedded folder, a local one, or a hub id.
+
+    Raises:
+        BackboneError: The path cannot be a hub id and there is no such folder.
+    """
+    if path == "embedded":
+        return str(EMBEDDED)
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if _is_path(path):
+        raise BackboneError(_not_found(path))
+    return path
 
 
 def resolve_dtype(name: str) -> "torch.dtype":
@@ -159,7 +202,7 @@ def resolve_dtype(name: str) -> "torch.dtype":
     return dtypes[name]
 
 
-def checkpoint_activations(model: "PreTrainedModel", layout: Layout, roles: Checkpointing) -> None:
+def checkpoint_activations(model: Any, layout: Layout, roles: Checkpointing) -> None:
     """Turn on non-reentrant gradient checkpointing in the LLM, the vision encoder, or both.
 
     It takes effect in training mode only, so a frozen vision encoder in eval mode is never recomputed.
@@ -167,20 +210,32 @@ def checkpoint_activations(model: "PreTrainedModel", layout: Layout, roles: Chec
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers has embeddings and patches ask for gradients, which reentrant recomputation needs. Ours is not, and
+    # a frozen vision encoder would be run backwards for nothing.
+    model.disable_input_require_grads()
     wanted = ("llm", "vision") if roles == "both" else (roles,)
     for name, module in model.named_modules():
         if isinstance(module, GradientCheckpointingLayer) and layout.role_of(name) not in wanted:
             module.gradient_checkpointing = False
 
 
-def _not_found(source: str, error: Exception) -> str:
+def _is_path(source: str) -> bool:
+    """Whether a string cannot be a hub id, which has at most one slash and does not begin like a path."""
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1
+
+
+def _not_found(source: str, error: Exception | None = None) -> str:
     path = Path(source).expanduser()
+    remedy = (
+        "Without network, download the model elsewhere (`hf download ID --local-dir FOLDER`) and set "
+        "model.backbone.path to that folder; path: embedded needs neither."
+    )
     if path.is_dir():
         there = sorted(entry.name for entry in path.iterdir())[:20]
         return f"{path} is a folder without a readable config.json (it holds {there}): {error}"
+    if error is None:
+        return f"No backbone at {source!r}: there is no folder {path.absolute()}. Correct the path. {remedy}"
     return (
         f"No backbone at {source!r}: it is no local folder (tried {path.absolute()}), and as a Hugging Face hub id it "
-        f"could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}).\n"
-        "Without network, download the model elsewhere (`hf download ID --local-dir FOLDER`) and set "
-        "model.backbone.path to that folder; path: embedded needs neither."
+        f"could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). {remedy}"
     )

@@ -1,7 +1,7 @@
 """4- and 8-bit weights through bitsandbytes, refused where they cannot work."""
 
 import importlib.util
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,13 +21,14 @@ def quantization_config(bits: Literal["4bit", "8bit"]) -> "BitsAndBytesConfig":
     import torch
     from transformers import BitsAndBytesConfig
 
+    make: Any = BitsAndBytesConfig
     if not torch.cuda.is_available():
         raise QuantizationError(f"{bits} weights need a CUDA device and none is there. Drop backbone.quantization.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise QuantizationError(f"{bits} weights need bitsandbytes: pip install bitsandbytes.")
     if bits == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
+        return make(load_in_8bit=True)
+    return make(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

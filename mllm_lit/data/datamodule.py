@@ -8,7 +8,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate, check_turns
-from mllm_lit.data.preflight import check_rows
+from mllm_lit.data.preflight import check_images, check_rows
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
 from mllm_lit.data.subset import subset
@@ -82,6 +82,8 @@ class MLLMDataModule(L.LightningDataModule):
         ids: Or on the rows listed in this file, one id a line.
         max_eval_samples: Score a random subset of this many rows of the target's test split.
         val_samples: Score a random subset of this many rows of each set during training.
+        check_images: Decode every training picture before the first step, in threads, so that a broken one is not
+            found after hours. Switch it off for a set that was checked before.
         num_workers: Loader processes per rank.
         seed: Of subsets and order; ``None`` takes the run's (``seed_everything``).
     """
@@ -103,6 +105,7 @@ class MLLMDataModule(L.LightningDataModule):
         ids: Path | str | None = None,
         max_eval_samples: int | None = None,
         val_samples: int | None = None,
+        check_images: bool = True,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
@@ -117,7 +120,7 @@ class MLLMDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.max_samples, self.fraction, self.ids = max_samples, fraction, ids
         self.max_eval_samples, self.val_samples = max_eval_samples, val_samples
-        self.seed = seed
+        self.check_images, self.seed = check_images, seed
         self.train_rows: list[Sample] = []
         self.eval_rows: dict[str, dict[str, list[Sample]]] = {}
         self._position = (0, 0)
@@ -140,21 +143,21 @@ class MLLMDataModule(L.LightningDataModule):
             wanted = None if self.ids is None else Path(self.ids).read_text(encoding="utf-8").split()
             self.train_rows = subset(rows, self.max_samples, self.fraction, wanted, seed)
             check_rows(self.train_rows, self.splits["train"])
+            if self.check_images and self._trainer().is_global_zero:
+                check_images(self.train_rows)
         phases = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for phase in phases:
             if phase not in self.eval_rows:
                 self.eval_rows[phase] = self._evaluated(phase, seed)
 
     def _evaluated(self, phase: str, seed: int) -> dict[str, list[Sample]]:
-        limit = self.val_samples if phase == "val" else None
-        rows = subset(self.task.rows(self.root, self.splits[phase]), seed=seed)
-        if phase == "test" and self.max_eval_samples is not None:
-            rows = subset(rows, max_samples=min(self.max_eval_samples, len(rows)), seed=seed)
+        limit = self.max_eval_samples if phase == "test" else None
+        rows = subset(self.task.rows(self.root, self.splits[phase]), max_samples=limit, seed=seed)
         sets = {self.task.name: rows, **{name: source.rows(seed) for name, source in self.sources.items()}}
         for name, samples in sets.items():
             check_rows(samples, f"{name} {phase}")
-        if limit is not None:
-            sets = {name: subset(s, max_samples=min(limit, len(s)), seed=seed) for name, s in sets.items()}
+        if phase == "val":
+            sets = {name: subset(samples, max_samples=self.val_samples, seed=seed) for name, samples in sets.items()}
         return sets
 
     def _seed(self) -> int:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mllm_lit.data.images import ImageError, load_image
-from mllm_lit.data.sample import EncodedImage, ImageRef, Sample
+from mllm_lit.data.sample import ImageRef, Sample
 from mllm_lit.tasks.base import DatasetError, Fault
 
 __all__ = ["Fault", "check", "check_images", "check_rows", "image_faults", "row_faults"]
@@ -45,14 +45,12 @@ def check(datasets: Mapping[str, Sequence[Sample]], workers: int | None = None) 
     """
     faults = [Fault(name, "", "there is not a single row") for name, samples in datasets.items() if not samples]
     for name, samples in datasets.items():
-        rows = row_faults(samples)
-        absent = {fault.file for fault in rows}
-        faults += rows + [f for f in image_faults(samples, workers, name) if f.file not in absent]
+        faults += row_faults(samples, files=False) + image_faults(samples, workers, name)
     return faults
 
 
-def row_faults(samples: Iterable[Sample]) -> list[Fault]:
-    """Repeated ids, blank questions and answers, no reference, pictures that are not there or have no content."""
+def row_faults(samples: Iterable[Sample], files: bool = True) -> list[Fault]:
+    """Repeated ids, blank questions and answers, no reference and, with ``files``, pictures that are absent or empty."""
     faults: list[Fault] = []
     first: dict[str, str] = {}
     absent: dict[Path, str | None] = {}
@@ -68,7 +66,7 @@ def row_faults(samples: Iterable[Sample]) -> list[Fault]:
         if not any(reference.strip() for reference in sample.references):
             reasons.append("there is no reference answer to score against")
         faults += [_fault(sample, reason) for reason in reasons]
-        for ref in sample.images:
+        for ref in sample.images if files else ():
             if isinstance(ref, Path):
                 if ref not in absent:
                     absent[ref] = _absence(ref)
@@ -105,11 +103,10 @@ def _decode(item: tuple[ImageRef, Sample]) -> Fault | None:
     try:
         load_image(ref, sample.origin)
     except ImageError as error:
-        name = ref.name if isinstance(ref, EncodedImage) else str(ref)
-        return _fault(sample, str(error).removeprefix(f"{sample.origin}: "), name)
+        return _fault(sample, str(error).removeprefix(f"{sample.origin}: "))
     return None
 
 
-def _fault(sample: Sample, reason: str, file: str | None = None) -> Fault:
+def _fault(sample: Sample, reason: str) -> Fault:
     origin, _, row = sample.origin.rpartition(":")
     return Fault(origin or sample.origin, row if origin else sample.id, reason)

@@ -73,7 +73,9 @@ class ChatFormat:
         where = sample.origin or sample.id
         answer = sample.answer.strip()
         if not answer:
-            raise FormatError(f"{where}: sample {sample.id!r} has an empty answer, so no token of it could be trained on.")
+            raise FormatError(
+                f"{where}: sample {sample.id!r} has an empty answer, so no token of it could be trained on."
+            )
         if self.image_token and (self.image_token in sample.question or self.image_token in answer):
             raise FormatError(
                 f"{where}: sample {sample.id!r} holds the image marker {self.image_token!r} in its text; images are "

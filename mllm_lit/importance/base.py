@@ -173,7 +173,7 @@ class Rule:
         for kind, tensors in state["buffers"].items():
             if set(tensors) - set(self.parameters):
                 unknown = sorted(set(tensors) - set(self.parameters))
-                raise RuleError(f"The checkpoint's {kind!r} has tensors that do not train here, such as {unknown[0]!r}.")
+                raise RuleError(f"The checkpoint's {kind!r} has tensors that do not train here: {unknown[:3]}.")
             here = self.buffers.get(kind, {})
             buffers[kind] = {name: _restore(here.get(name), self.parameters[name], t) for name, t in tensors.items()}
         self.buffers = buffers

@@ -62,7 +62,7 @@ class Reference(Mapping[str, Tensor]):
         kept: dict[str, Tensor] = {}
         whole: dict[str, Tensor] = {}
         for name, parameter in parameters.items():
-            mine = local(parameter.detach())
+            mine = local(parameter)
             if values is not None:
                 mine = _given(name, parameter, values).to(mine.device)
             whole[name] = mine
@@ -107,7 +107,7 @@ def _given(name: str, parameter: Tensor, values: Mapping[str, Tensor]) -> Tensor
             f"The reference weights have no tensor {name!r}. Give θ0 for every trainable tensor under its parameter's "
             "name; for tensors that an adapter created, that is what they held right after it was attached."
         )
-    value = local(values[name].detach())
+    value = local(values[name])
     if value.shape == parameter.shape:
         value = shard_like(value, parameter)
     if value.shape != local(parameter).shape:

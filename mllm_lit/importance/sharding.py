@@ -20,7 +20,8 @@ DEFAULT_CHUNK = 1 << 22
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of ``tensor`` that this rank holds; the tensor itself when it is not sharded."""
+    """The part of ``tensor`` that this rank holds, as a detached alias to read or write."""
+    tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -34,7 +34,7 @@ _PERIODS_STRIPPED = 32
 _HAS_PUNCTUATION = re.compile(f"[{re.escape(PUNCTUATION)}.]")
 
 
-def _strip_punctuation(text: str) -> str:
+def strip_punctuation(text: str) -> str:
     """Drop a mark that has a blank beside it somewhere (every mark if there is a 1,000), else put a blank there."""
     if not _HAS_PUNCTUATION.search(text):
         return text
@@ -46,7 +46,7 @@ def _strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", out, count=_PERIODS_STRIPPED)
 
 
-def _plain_words(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower case, number words as digits, no articles, contractions restored."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(RESTORED.get(word, word) for word in words if word not in ARTICLES)
@@ -64,7 +64,7 @@ def normalize_vqa(text: str) -> str:
     >>> normalize_vqa("The two dogs."), normalize_vqa("1,000"), normalize_vqa("10:30"), normalize_vqa("dont")
     ('2 dogs', '1000', '10:30', "don't")
     """
-    return _plain_words(_strip_punctuation(_one_line(text)))
+    return plain_words(strip_punctuation(_one_line(text)))
 
 
 def leave_one_out(matches: int, annotators: int) -> float:

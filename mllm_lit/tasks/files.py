@@ -38,6 +38,14 @@ def read_json(path: Path) -> Any:
         raise DatasetError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
 
 
+def read_list(path: Path) -> list[Any]:
+    """A JSON file that holds one list."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DatasetError(f"{path} is no list of rows, so it is not the file expected here")
+    return content
+
+
 def read_table(path: Path, *keys: str) -> list[list[dict[str, Any]]]:
     """The named lists of objects in a JSON file that holds one object.
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import DatasetError, Task
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class GQA(Task):
     """GQA 1.2 (Hudson and Manning, 2019); template field ``{question}``.
 
-    Args:
-        prompt: Template of the user's turn.
-        questions: The ``balanced`` questions (the usual ones) or ``all``. ``train_all`` is a folder of shards.
+    Splits are ``{train,val,testdev}_{balanced,all}``; ``train_all`` is a folder of shards, as published.
     """
 
     name = "gqa"
@@ -28,15 +26,13 @@ class GQA(Task):
     expected_tree = """
     ROOT/{train,val,testdev}_balanced_questions.json   (or below ROOT/questions1.2 or ROOT/questions)
     ROOT/images/{image id}.jpg"""
-    split_names = {"train": "train", "val": "val", "test": "testdev"}
-
-    def __init__(self, prompt: str | None = None, questions: Literal["balanced", "all"] = "balanced") -> None:
-        super().__init__(prompt)
-        self.questions = questions
+    split_names = {"train": "train_balanced", "val": "val_balanced", "test": "testdev_balanced"}
 
     def rows(self, root: Path, split: str) -> list[Sample]:
-        self.check_split(split, self.split_names.values())
-        stem = f"{split}_{self.questions}_questions"
+        self.check_split(
+            split, [f"{part}_{kind}" for part in ("train", "val", "testdev") for kind in ("balanced", "all")]
+        )
+        stem = f"{split}_questions"
         names = [f"{folder}{stem}{end}" for folder in ("", "questions1.2/", "questions/") for end in (".json", "")]
         path = self.locate(root, *names)
         images = self.locate(root, "images")

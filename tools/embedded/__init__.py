@@ -1,1 +1,1 @@
-"""Makes the embedded suite: small data in the formats of the real benchmarks, and a small model pre-trained on its sources."""
+"""Makes the embedded suite: small data in the formats of the real benchmarks, and a small pre-trained model."""

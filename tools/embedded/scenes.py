@@ -1,4 +1,4 @@
-"""Source pictures: emojis on coloured backgrounds, with the captions and questions that follow from what was put there."""
+"""Source pictures: emojis on coloured backgrounds, with the captions and questions that follow from them."""
 
 import random
 from collections.abc import Iterator
@@ -82,9 +82,21 @@ def captions(scene: Scene) -> list[str]:
         ]
     if scene.count > 1:
         many = f"{NUMBERS[scene.count]} {first.plural}"
-        return [f"{many} {ground}", f"a picture of {many}", f"there are {many} {ground}", f"a group of {many}", f"{many} in {scene.background} surroundings"]  # fmt: skip
+        return [
+            f"{many} {ground}",
+            f"a picture of {many}",
+            f"there are {many} {ground}",
+            f"a group of {many}",
+            f"{many} in {scene.background} surroundings",
+        ]
     one = f"{first.article} {first.word}"
-    return [f"{one} {ground}", f"a picture of {one}", f"there is {one} {ground}", f"{one} in front of a {scene.background} wall", f"{one} that is a kind of {first.group}"]  # fmt: skip
+    return [
+        f"{one} {ground}",
+        f"a picture of {one}",
+        f"there is {one} {ground}",
+        f"{one} in front of a {scene.background} wall",
+        f"{one} that is a kind of {first.group}",
+    ]
 
 
 def questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -100,7 +112,13 @@ def questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
     yield Question(f"Is the background {asked}?", _yes(asked == colour), "verify", "attr", "colorVerify")
     absent = other_things(scene, rng)
     asked_thing = thing if rng.random() < 0.5 else absent
-    yield Question(f"Is there {asked_thing.article} {asked_thing.word} in the picture?", _yes(asked_thing is thing), "verify", "obj", "exist")  # fmt: skip
+    yield Question(
+        f"Is there {asked_thing.article} {asked_thing.word} in the picture?",
+        _yes(asked_thing is thing),
+        "verify",
+        "obj",
+        "exist",
+    )
     group = thing.group if rng.random() < 0.5 else rng.choice([name for name in GROUPS if name != thing.group])
     kind = f"the thing {place}" if len(scene.things) == 2 else "this"
     yield Question(f"Is {kind} {_a(group)}?", _yes(group == thing.group), "verify", "cat", "categoryVerify")
@@ -112,16 +130,25 @@ def questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
         yield Question(f"Is the {thing.word} on the {side}?", _yes(side == really), "verify", "rel", "position")
         yield Question(f"On which side is the {thing.word}, left or right?", really, "choose", "rel", "positionChoose")
         partner = scene.things[1 - where] if rng.random() < 0.5 else absent
-        yield Question(f"Are there both {thing.article} {thing.word} and {partner.article} {partner.word}?", _yes(partner is not absent), "logical", "obj", "existAnd")  # fmt: skip
+        yield Question(
+            f"Are there both {thing.article} {thing.word} and {partner.article} {partner.word}?",
+            _yes(partner is not absent),
+            "logical",
+            "obj",
+            "existAnd",
+        )
 
 
 def other_things(scene: Scene, rng: random.Random) -> Concept:
     """A concept that is not in the scene; every second time of a kind that is."""
     same = rng.random() < 0.5
-    return rng.choice([
-        concept for concept in SOURCE
-        if concept not in scene.things and (not same or concept.group == scene.things[0].group)
-    ])  # fmt: skip
+    return rng.choice(
+        [
+            concept
+            for concept in SOURCE
+            if concept not in scene.things and (not same or concept.group == scene.things[0].group)
+        ]
+    )
 
 
 def _yes(truth: bool) -> str:

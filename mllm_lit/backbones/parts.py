@@ -1,0 +1,264 @@
+"""A backbone put together from a vision encoder, a connector and an LLM of the user's choice."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_lit.backbones.aspect import side_of
+from mllm_lit.backbones.load import Backbone, BackboneError, resolve_dtype, resolve_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    from mllm_lit.backbones.composed import ComposedConfig
+    from mllm_lit.backbones.connectors import Kind
+
+IMAGE_TOKEN = "<image>"
+# How a turn is written where the LLM's own template knows no pictures: {role} tags, then what ends each turn.
+TEMPLATES = {
+    "vicuna": ("USER: ", " ", "ASSISTANT: ", "{{ eos_token }}", "ASSISTANT:"),
+    "chatml": (
+        "<|im_start|>user\n",
+        "<|im_end|>\n",
+        "<|im_start|>assistant\n",
+        "<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    ),
+}
+
+
+class ComposedBackbone(Backbone):
+    """Any vision encoder (CLIP, SigLIP, DINOv2) + connector + any causal LLM, as one Hugging Face model.
+
+    A new connector starts from torch's global random state; train it first on captions with everything else frozen.
+
+    Args:
+        vision: Hub id or folder of the vision encoder, or of a CLIP or SigLIP with its text side.
+        llm: Hub id or folder of a causal LLM.
+        connector: ``linear``, ``mlp2x_gelu``, ``resampler``, ``downsample`` (2 x 2), ``downsample_3x3`` or
+            ``pixel_shuffle``.
+        queries: Embeddings of one picture that a resampler makes.
+        feature_layer: Which hidden state of the vision encoder is used; ``-2`` as LLaVA does.
+        connector_weights: A ``connector.safetensors`` that a run has written, to start from.
+        template: How turns are written: ``vicuna`` or ``chatml``.
+        **shared: The arguments of :class:`Backbone`, ``path`` aside.
+    """
+
+    def __init__(
+        self,
+        vision: str,
+        llm: str,
+        connector: "Kind" = "mlp2x_gelu",
+        queries: int = 64,
+        feature_layer: int = -2,
+        connector_weights: str | None = None,
+        template: str = "vicuna",
+        **shared: Any,
+    ) -> None:
+        super().__init__(path=f"{vision} + {connector} + {llm}", **shared)
+        self.vision = vision
+        self.llm = llm
+        self.connector: Kind = connector
+        self.queries = queries
+        self.feature_layer = feature_layer
+        self.connector_weights = connector_weights
+        self.template = template
+
+    def read(self) -> "tuple[PreTrainedModel, ProcessorMixin]":
+        """Load both parts and put the connector between them.
+
+        Raises:
+            BackboneError: A part is missing or of a kind that does not fit.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from mllm_lit.backbones import composed
+
+        if self.quantization is not None:
+            raise BackboneError("Parts are loaded unquantised. Save the composed model and load that folder in 4 bits.")
+        dtype = resolve_dtype(self.dtype)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
+        tower = read_vision(self.vision, options)
+        llm: Any = AutoModelForCausalLM.from_pretrained(resolve_source(self.llm), **options)
+        tokenizer = read_tokenizer(self.llm)
+        grow_embeddings(llm, tokenizer)
+        make: Any = composed.ComposedConfig
+        config = make(
+            vision_config=tower.config,
+            text_config=llm.config,
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            vision_feature_layer=self.feature_layer,
+            vision_feature_select_strategy=select_strategy(tower.config),
+            connector=self.connector,
+            connector_queries=self.queries,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        with torch.device("meta"):
+            model: Any = composed.ComposedForConditionalGeneration(config)
+        model.model.vision_tower, model.model.language_model, model.lm_head = tower, llm.model, llm.lm_head
+        model.model.multi_modal_projector = composed.ComposedForConditionalGeneration.fresh_connector(config).to(dtype)
+        model.tie_weights()
+        model.generation_config = llm.generation_config
+        model.set_attn_implementation(self.attn_implementation)
+        if self.connector_weights is not None:
+            load_connector(model, Path(self.connector_weights))
+        images = read_image_processor(self.vision, tower.config, **self.processor)
+        return model, make_processor(config, images, tokenizer, self.template)
+
+
+def read_vision(path: str, options: dict[str, Any]) -> Any:
+    """The vision encoder alone, from its own folder or from one that has a text side, too."""
+    from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, SiglipVisionModel
+
+    source = resolve_source(path)
+    config = AutoConfig.from_pretrained(source)
+    kinds: dict[str, Any] = {
+        "clip": CLIPVisionModel,
+        "clip_vision_model": CLIPVisionModel,
+        "siglip": SiglipVisionModel,
+        "siglip_vision_model": SiglipVisionModel,
+        "dinov2": Dinov2Model,
+    }
+    if config.model_type not in kinds:
+        raise BackboneError(f"{path} is a {config.model_type!r}; a vision encoder is one of {sorted(kinds)}.")
+    return kinds[config.model_type].from_pretrained(source, **options)
+
+
+def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":
+    """The LLM's tokenizer with an image token, padding on the left and something to pad with."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_source(path))
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
+    tokenizer.image_token = IMAGE_TOKEN
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def grow_embeddings(llm: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make room for the image token; a new row is the mean of the old ones, so that no logit stands out."""
+    import torch
+
+    rows = llm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= rows:
+        return
+    llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for weight in {llm.get_input_embeddings().weight, llm.get_output_embeddings().weight}:
+            weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
+
+
+def select_strategy(vision_config: Any) -> str:
+    """Whether the vision encoder's first feature is a class token that is left out."""
+    from mllm_lit.backbones.composed import WITH_CLASS_TOKEN, WITHOUT_CLASS_TOKEN
+
+    if vision_config.model_type in WITH_CLASS_TOKEN:
+        return "default"
+    if vision_config.model_type in WITHOUT_CLASS_TOKEN:
+        return "full"
+    raise BackboneError(f"Whether {vision_config.model_type!r} has a class token is not known here.")
+
+
+def read_image_processor(path: str, vision_config: Any, **changes: Any) -> Any:
+    """The vision encoder's image processor in its Pillow variant, which needs no torchvision."""
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    kinds: dict[str, Any] = {
+        "clip_vision_model": CLIPImageProcessorPil,
+        "siglip_vision_model": SiglipImageProcessorPil,
+        "dinov2": BitImageProcessorPil,
+    }
+    return kinds[vision_config.model_type].from_pretrained(resolve_source(path), **changes)
+
+
+def make_processor(config: "ComposedConfig", images: Any, tokenizer: Any, template: str) -> "ProcessorMixin":
+    """A stock ``LlavaProcessor`` that writes as many image tokens as the connector makes embeddings.
+
+    It counts patches; one patch the size of the picture and the rest as extra tokens gives any number.
+    """
+    from transformers import LlavaProcessor
+
+    from mllm_lit.backbones.connectors import tokens_per_image
+
+    side = side_of(images)
+    vision: Any = config.vision_config
+    if side != vision.image_size:
+        raise BackboneError(
+            f"The image processor makes pictures of {side} pixels a side, the vision encoder takes {vision.image_size}."
+        )
+    make: Any = LlavaProcessor
+    return make(
+        images,
+        tokenizer,
+        patch_size=vision.image_size,
+        num_additional_image_tokens=tokens_per_image(config.connector, config.sizes()) - 1,
+        vision_feature_select_strategy="full",
+        chat_template=chat_template(template),
+    )
+
+
+def chat_template(name: str) -> str:
+    """A Jinja template with pictures ahead of a turn's text, each on a line of its own."""
+    if name not in TEMPLATES:
+        raise BackboneError(f"template {name!r} is unknown; there are {sorted(TEMPLATES)}.")
+    user, user_end, assistant, assistant_end, ask = TEMPLATES[name]
+    start = "{{ bos_token }}" if name == "vicuna" else ""
+    system = "" if name == "vicuna" else "<|im_start|>system\n"
+    body = (
+        "{%- if message['content'] is string %}{{ message['content'] }}{% else %}"
+        "{%- for part in message['content'] if part['type'] == 'image' %}{{ '" + IMAGE_TOKEN + "\\n' }}{% endfor %}"
+        "{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+    )
+
+    def quoted(text: str) -> str:
+        return text if text.startswith("{{") or not text else "{{ " + repr(text) + " }}"
+
+    return (
+        start + "{%- for message in messages %}"
+        "{%- if message['role'] == 'user' %}"
+        + quoted(user)
+        + "{%- elif message['role'] == 'assistant' %}"
+        + quoted(assistant)
+        + "{%- else %}"
+        + quoted(system)
+        + "{% endif %}"
+        + body
+        + "{%- if message['role'] == 'assistant' %}"
+        + quoted(assistant_end)
+        + "{%- else %}"
+        + quoted(user_end)
+        + "{% endif %}{% endfor %}{%- if add_generation_prompt %}"
+        + quoted(ask)
+        + "{% endif %}"
+    )
+
+
+def load_connector(model: Any, file: Path) -> None:
+    """Start the connector from the weights of an earlier run.
+
+    Raises:
+        BackboneError: The file is missing, or its tensors are not those of this connector.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise BackboneError(f"connector_weights: there is no file {file.absolute()}.")
+    given = load_file(file)
+    own = {name: p for name, p in model.named_parameters() if name.startswith("model.multi_modal_projector.")}
+    wrong = sorted(name for name in own.keys() | given.keys() if _shape(own, name) != _shape(given, name))
+    if wrong:
+        told = [f"{name}: {_shape(given, name)} in the file, {_shape(own, name)} in the model" for name in wrong[:3]]
+        raise BackboneError(f"{file} is of another connector, {len(wrong)} tensors differ: {'; '.join(told)}.")
+    with torch.no_grad():
+        for name, tensor in given.items():
+            own[name].copy_(tensor)
+
+
+def _shape(tensors: Any, name: str) -> tuple[int, ...] | None:
+    return tuple(tensors[name].shape) if name in tensors else None

@@ -1,0 +1,276 @@
+"""What every adapter promises, on three layouts: LLaVA, Qwen2.5-VL (connector inside vision), Idefics3."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mllm_lit.adapters import IA3, Adapter, AdapterError, Bottleneck, Full, LoRA, Peft, Prefix, Prompt
+from mllm_lit.backbones import LoadedBackbone, find_layout
+from mllm_lit.backbones.identity import identity_of
+from mllm_lit.backbones.load import checkpoint_activations
+from tests.backbones.zoo import Animal, build, picture
+
+CASES: dict[str, Callable[[], Adapter]] = {
+    "lora": lambda: LoRA(rank=4, alpha=8),
+    "lora attention frozen connector": lambda: LoRA(rank=4, where="attention", connector="frozen"),
+    "lora everywhere": lambda: LoRA(rank=4, connector="lora", vision="lora", lora_plus_ratio=16.0),
+    "dora": lambda: LoRA(rank=4, use_dora=True),
+    "rslora last block": lambda: LoRA(rank=4, use_rslora=True, blocks=1),
+    "pissa": lambda: LoRA(rank=4, alpha=8, init="pissa"),
+    "olora": lambda: LoRA(rank=4, alpha=8, init="olora"),
+    "bottleneck": lambda: Bottleneck(size=8),
+    "bottleneck parallel": lambda: Bottleneck(
+        size=8, where="both", placement="parallel", learn_scale=True, non_linearity="gelu"
+    ),
+    "bottleneck normal": lambda: Bottleneck(size=8, where="attention", init="normal", blocks=[0]),
+    "ia3": lambda: IA3(),
+    "ia3 mlp": lambda: IA3(where="mlp", connector="frozen"),
+    "prefix": lambda: Prefix(tokens=4),
+    "prefix projected": lambda: Prefix(tokens=4, projection=True, connector="frozen"),
+    "prompt": lambda: Prompt(tokens=4),
+    "oft": lambda: Peft("oft", {"oft_block_size": 4}),
+    "vera": lambda: Peft("VERA", {"r": 4}, where="attention"),
+    "full": lambda: Full(),
+    "full last block": lambda: Full(blocks=1),
+    "full vision": lambda: Full(blocks=[0], vision_from=1, connector="frozen"),
+    "full norms": lambda: Full(only="norms", connector="frozen"),
+    "connector": lambda: Full(blocks=0),
+}
+EXACT = 1e-6  # of logits that are 1 or less
+# One of each kind, for the checks that take every other layout, too.
+CORE = ("lora", "lora everywhere", "bottleneck", "ia3", "prefix", "full last block", "full vision")
+TABLE = [
+    *[(case, "llava") for case in CASES],
+    *[(case, "qwen2_5_vl") for case in CORE if case != "prefix"],  # refused there, see below
+    *[(case, "idefics3") for case in CORE],
+]
+MUTATED = {"pissa", "olora"}
+TEXTS = ["USER: <image> what colour? ASSISTANT: red</s>", "USER: <image> which one? ASSISTANT: blue</s>"]
+
+CHANGES_AT_ATTACH = {"bottleneck normal", "prefix", "prefix projected", "prompt"}
+VIRTUAL = ("prefix", "prefix projected", "prompt")  # refused where positions are counted in time and space
+
+
+def backbone(animal: Animal) -> LoadedBackbone:
+    """The animal as an adapter takes it."""
+    return LoadedBackbone(animal.model, None, find_layout(animal.model), identity_of(animal.model), "zoo")  # type: ignore[arg-type]
+
+
+def inputs(animal: Animal) -> dict[str, Tensor]:
+    """Two rows with a picture each."""
+    return animal.inputs(TEXTS, [picture((255, 0, 0)), picture((0, 0, 255))])
+
+
+def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Of the rows' own positions: those of a prompt in front are left out."""
+    with torch.no_grad():
+        out: Tensor = model(**batch, use_cache=False).logits
+    return out[:, -batch["input_ids"].shape[1] :]
+
+
+def learn(adapter: Adapter, model: nn.Module, loaded: LoadedBackbone, batch: dict[str, Tensor], steps: int = 2) -> None:
+    """A few optimizer steps with the adapter's groups at a rate at which everything visibly moves."""
+    groups = adapter.parameter_groups(model, loaded.layout)
+    optimizer = torch.optim.AdamW(groups)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    for _ in range(steps):
+        loss(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Next-token cross-entropy over the whole rows."""
+    out = model(**batch, use_cache=False).logits[:, -batch["input_ids"].shape[1] :]
+    return nn.functional.cross_entropy(out[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+
+
+@pytest.mark.parametrize(("case", "family"), TABLE)
+def test_contract(case: str, family: str, tmp_path: Path) -> None:
+    animal = build(family)
+    batch = inputs(animal)
+    loaded = backbone(animal)
+    before = logits(animal.model, batch)
+    theta0 = {name: parameter.detach().clone() for name, parameter in animal.model.named_parameters()}
+    torch.manual_seed(0)
+    adapter = CASES[case]()
+    model = adapter.attach(loaded)
+    model.eval()
+    tolerance = 2e-5 if case in MUTATED else EXACT
+
+    difference = (logits(model, batch) - before).abs().max()
+    assert (difference > tolerance) == (case in CHANGES_AT_ATTACH), "logits at attach"
+    assert not (adapter.exact_at_attach and case in CHANGES_AT_ATTACH)
+
+    learn(adapter, model, loaded, batch)
+    after = logits(model, batch)
+    assert (after - before).abs().max() > 1e-4, "training changes the logits"
+    declared = adapter.opened_parameters(model)
+    for name, parameter in model.named_parameters():
+        base = loaded.layout.base_name(name)
+        if base in theta0 and base not in declared and case not in MUTATED:
+            assert torch.equal(parameter, theta0[base]), f"{name} moved undeclared"
+    moved = [name for name, parameter in declared.items() if not torch.equal(parameter, theta0[name])]
+    assert set(moved) == set(declared) - _unreachable(declared, family)
+
+    with adapter.disabled(model, theta0):
+        assert (logits(model, batch) - before).abs().max() < tolerance, "disabled gives the backbone back"
+    assert torch.equal(logits(model, batch), after), "and then the adapter"
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+    adapter.save(model, tmp_path)
+    again = Adapter.load(backbone(build(family)), tmp_path)
+    again.eval()
+    assert (logits(again, batch) - after).abs().max() < tolerance, "reloaded"
+
+    prompts = animal.inputs(["USER: <image> what? ASSISTANT:"], [picture((255, 0, 0))])
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    produced = model.generate(**prompts, **options)[:, -3:]  # type: ignore[operator]
+    assert torch.equal(produced, again.generate(**prompts, **options)[:, -3:])  # type: ignore[operator]
+    if not isinstance(adapter, Prompt):
+        assert produced[0, 0] == model(**prompts).logits[0, -1].argmax(), "the first token is the likeliest"
+
+
+def _unreachable(names: dict[str, nn.Parameter], family: str) -> set[str]:
+    """Tensors that no logit depends on: LLaVA reads the last but one vision block."""
+    if family != "llava":
+        return set()
+    behind = ("vision_tower.encoder.layers.1.", "vision_tower.post_layernorm.")
+    return {name for name in names if any(part in name for part in behind)}
+
+
+@pytest.mark.parametrize("case", [case for case in CORE if case != "prefix"])
+def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        animal = build("llava")
+        loaded = backbone(animal)
+        if recompute:
+            checkpoint_activations(animal.model, loaded.layout, "both")
+        torch.manual_seed(0)
+        model = CASES[case]().attach(loaded)
+        torch.manual_seed(1)
+        loss(model, inputs(animal)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert gradients[0]
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt"])
+def test_resume_equals_uninterrupted(case: str) -> None:
+    animal = build("llava")
+    batch = inputs(animal)
+    states = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        loaded = backbone(build("llava"))
+        adapter = CASES[case]()
+        model = adapter.attach(loaded)
+        model.eval()
+        learn(adapter, model, loaded, batch, steps=1)
+        if interrupted:
+            kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+            torch.manual_seed(0)
+            loaded = backbone(build("llava"))
+            adapter = CASES[case]()
+            model = adapter.attach(loaded)
+            model.eval()
+            missing = model.load_state_dict(kept, strict=False)
+            assert not missing.unexpected_keys
+        learn(adapter, model, loaded, batch, steps=1)
+        states.append({name: p.detach() for name, p in model.named_parameters()})
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor), name
+
+
+@pytest.mark.parametrize("case", CORE)
+def test_a_bf16_backbone_trains_under_autocast(case: str) -> None:
+    animal = build("llava")
+    batch = inputs(animal)
+    animal.model.to(torch.bfloat16)
+    loaded = backbone(animal)
+    adapter = CASES[case]()
+    model = adapter.attach(loaded)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        learn(adapter, model, loaded, batch, steps=1)
+    after = dict(model.named_parameters())
+    assert {after[name].dtype for name in before} == {torch.float32}
+    assert any(not torch.equal(after[name], before[name]) for name in before)
+    assert all(p.isfinite().all() for p in after.values())
+
+
+def test_prefixes_are_refused_where_layers_are_recomputed() -> None:
+    loaded = backbone(build("llava"))
+    checkpoint_activations(loaded.model, loaded.layout, "llm")
+    with pytest.raises(AdapterError, match="gradient_checkpointing: null"):
+        Prefix(tokens=3).attach(loaded)
+
+
+@pytest.mark.parametrize("case", VIRTUAL)
+def test_virtual_tokens_are_refused_where_positions_are_counted(case: str) -> None:
+    with pytest.raises(AdapterError, match="virtual tokens"):
+        CASES[case]().attach(backbone(build("qwen2_5_vl")))
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2, blocks=1, connector="frozen"), Full(blocks=1, connector="frozen")])
+def test_what_lies_below_the_first_trained_block_is_not_run_backwards(adapter: Adapter) -> None:
+    animal = build("llava")
+    batch = inputs(animal)
+    loaded = backbone(animal)
+    checkpoint_activations(animal.model, loaded.layout, "both")
+    model = adapter.attach(loaded)
+    seen: dict[str, bool] = {}
+    for name in (
+        "model.vision_tower.encoder.layers.0",
+        "model.language_model.layers.0",
+        "model.language_model.layers.1",
+    ):
+        animal.model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.update({name: output.requires_grad})
+        )
+    loss(model, batch).backward()
+    assert list(seen.values()) == [False, False, True]
+
+
+def test_the_seed_governs_the_initialisation() -> None:
+    def drawn(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        model = LoRA(rank=4).attach(backbone(build("llava")))
+        return {name: p.detach() for name, p in model.named_parameters() if "lora_A" in name}
+
+    first, same, other = drawn(21), drawn(21), drawn(42)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_disabled_needs_the_values_of_what_full_tuning_moved() -> None:
+    loaded = backbone(build("llava"))
+    adapter = Full(blocks=1)
+    model = adapter.attach(loaded)
+    with pytest.raises(AdapterError, match="reference="), adapter.disabled(model):
+        pass
+
+
+def test_a_frozen_base_keeps_its_dtype_and_what_trains_is_fp32() -> None:
+    animal = build("llava")
+    animal.model.to(torch.bfloat16)
+    loaded = backbone(animal)
+    model = LoRA(rank=4).attach(loaded)
+    dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_training_mode_spares_a_frozen_vision_encoder() -> None:
+    loaded = backbone(build("llava"))
+    model = LoRA(rank=4).attach(loaded)
+    assert model.training
+    assert not loaded.model.get_submodule("model.vision_tower").training
+    assert loaded.model.get_submodule("model.language_model").training
+    assert loaded.model.get_submodule("model.multi_modal_projector").training

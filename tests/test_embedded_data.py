@@ -1,0 +1,131 @@
+"""The shipped data is whole: formats of the releases, pictures that decode, drawings held out, licences beside it."""
+
+import json
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mllm_lit.tasks import EMBEDDED, GQA, COCOCaptions, IconQA, ScienceQA, Task, VQAv2, embedded_root
+
+SPLITS: list[tuple[str, Task, tuple[str, ...]]] = [
+    ("scienceqa", ScienceQA(), ("train", "val", "test")),
+    ("iconqa", IconQA("choose_txt"), ("train", "val", "test")),
+    ("iconqa", IconQA("fill_in_blank"), ("train", "val", "test")),
+    ("coco_captions", COCOCaptions(), ("train2014", "val2014")),
+    ("vqav2", VQAv2(), ("train2014", "val2014")),
+    ("gqa", GQA(), ("train_balanced", "val_balanced", "testdev_balanced")),
+]
+
+
+def load(root: Path, name: str) -> dict:
+    return json.loads((root / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_licences_name_source_and_terms(name: str) -> None:
+    text = (embedded_root(name) / "LICENSES.md").read_text(encoding="utf-8")
+    assert "| work | package | licence | source |" in text
+    assert "MIT" in text
+    if name != "vqav2":
+        for attribution in ("CC-BY-4.0", "Twemoji", "Apache-2.0"):
+            assert attribution in text
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_every_picture_decodes(name: str) -> None:
+    pictures = [path for path in embedded_root(name).rglob("*") if path.suffix in (".png", ".jpg")]
+    assert len(pictures) > 400
+    for path in pictures:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.size == (64, 64), path
+    assert sum(path.stat().st_size for path in pictures) < 4_000_000
+
+
+@pytest.mark.parametrize(("name", "task", "splits"), SPLITS, ids=lambda value: getattr(value, "name", ""))
+def test_readers_take_every_row_and_splits_share_no_picture(name: str, task: Task, splits: tuple[str, ...]) -> None:
+    seen: dict[str, str] = {}
+    ids: set[str] = set()
+    for split in splits:
+        samples = task.rows(embedded_root(name), split)
+        assert len(samples) >= 120
+        assert not ids & {sample.id for sample in samples}
+        ids |= {sample.id for sample in samples}
+        for path in {image for sample in samples for image in sample.images if isinstance(image, Path)}:
+            digest = sha256(path.read_bytes()).hexdigest()
+            assert seen.setdefault(digest, split) == split, f"{path} is a picture of {seen[digest]} too"
+
+
+def test_scienceqa_is_balanced_and_partly_text_only() -> None:
+    problems = load(embedded_root("scienceqa"), "problems.json")
+    splits = load(embedded_root("scienceqa"), "pid_splits.json")
+    assert {len(splits[name]) for name in ("train", "val", "test")} == {1600, 300, 400}
+    assert {"minival", "minitest", "trainval"} <= splits.keys()
+    fields = [
+        "question",
+        "choices",
+        "answer",
+        "hint",
+        "image",
+        "task",
+        "grade",
+        "subject",
+        "topic",
+        "category",
+        "skill",
+        "lecture",
+        "solution",
+        "split",
+    ]
+    assert all(list(row) == fields for row in problems.values())
+    text_only = sum(row["image"] is None for row in problems.values()) / len(problems)
+    assert 0.22 < text_only < 0.32
+    for n_choices in (2, 3, 4):
+        answers = Counter(row["answer"] for row in problems.values() if len(row["choices"]) == n_choices)
+        assert set(answers) == set(range(n_choices))
+        assert max(answers.values()) < 1.4 * min(answers.values())
+    assert all(len(set(row["choices"])) == len(row["choices"]) for row in problems.values())
+
+
+def test_scienceqa_facts_come_back_with_other_choices() -> None:
+    problems = load(embedded_root("scienceqa"), "problems.json")
+    splits = load(embedded_root("scienceqa"), "pid_splits.json")
+
+    def facts(split: str) -> set[tuple[str, str]]:
+        return {(problems[pid]["skill"], problems[pid]["solution"]) for pid in splits[split]}
+
+    known = len(facts("test") & facts("train")) / len(facts("test"))
+    assert known > 0.9
+    asked = [
+        {(problems[pid]["question"], *problems[pid]["choices"]) for pid in splits[split] if not problems[pid]["image"]}
+        for split in ("train", "test")
+    ]
+    assert len(asked[1] - asked[0]) > 0.6 * len(asked[1])
+
+
+def test_iconqa_counts_up_to_six_in_both_sub_tasks() -> None:
+    base = embedded_root("iconqa") / "iconqa_data"
+    problems, splits = load(base, "problems.json"), load(base, "pid_splits.json")
+    filled = Counter(problems[pid]["answer"] for pid in splits["fill_in_blank_train"])
+    assert set(filled) == set("123456")
+    chosen = problems[splits["choose_txt_test"][0]]
+    assert chosen["ques_type"] == "choose_txt"
+    assert isinstance(chosen["answer"], int)
+    folder = base / "iconqa" / "test" / "choose_txt" / splits["choose_txt_test"][0]
+    assert load(folder, "data.json") == chosen
+
+
+def test_sources_say_what_their_references_are() -> None:
+    assert "template" in (embedded_root("coco_captions") / "LICENSES.md").read_text(encoding="utf-8")
+    assert "repeated ten times" in (embedded_root("vqav2") / "LICENSES.md").read_text(encoding="utf-8")
+    captions = load(embedded_root("coco_captions") / "annotations", "captions_val2014.json")
+    per_image = Counter(row["image_id"] for row in captions["annotations"])
+    assert set(per_image.values()) == {5}
+    assert len(per_image) == len(captions["images"])
+    answers = load(embedded_root("vqav2"), "v2_mscoco_val2014_annotations.json")["annotations"]
+    assert all(len(row["answers"]) == 10 for row in answers)
+    kinds = {row["types"]["detailed"] for row in load(embedded_root("gqa"), "testdev_balanced_questions.json").values()}
+    assert {"category", "colorQuery", "exist", "categoryVerify"} <= kinds
