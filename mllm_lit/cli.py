@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
@@ -34,7 +35,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         """Add the text."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
+            if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
 
 
@@ -72,7 +73,7 @@ class MLLMCLI(LightningCLI):
             refuse_existing(config["output"] / experiment, config["version"])
             logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
         forgetting = ForgettingCallback()
-        callbacks: list[Any] = [PredictionsCallback(), forgetting]
+        callbacks: list[Any] = [PredictionsCallback(), ImportanceCallback(), forgetting]
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.

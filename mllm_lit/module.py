@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.data.collate import IGNORE, Batch
+from mllm_lit.importance.base import Rule
 from mllm_lit.metrics.base import AnswerMetric
 from mllm_lit.seed import mix, run_seed
 
@@ -41,6 +42,7 @@ class MLLMModule(L.LightningModule):
     Args:
         backbone: The pre-trained model.
         adapter: What of it is trained, and at which learning rates.
+        importance: How updates may land on what is trained; ``None`` lets them land as they are.
         schedule: Of the learning rates after warm-up.
         warmup: Share of the optimizer steps in which learning rates rise from zero.
         betas: AdamW's.
@@ -52,6 +54,7 @@ class MLLMModule(L.LightningModule):
         self,
         backbone: Backbone,
         adapter: Adapter,
+        importance: Rule | None = None,
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
         warmup: float = 0.03,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -59,7 +62,7 @@ class MLLMModule(L.LightningModule):
         max_new_tokens: int | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.adapter = backbone, adapter
+        self.backbone, self.adapter, self.importance = backbone, adapter, importance
         self.schedule, self.warmup, self.betas, self.eps = schedule, warmup, betas, eps
         self.max_new_tokens = max_new_tokens
         self.loaded: LoadedBackbone | None = None
@@ -187,7 +190,7 @@ class MLLMModule(L.LightningModule):
         sums = torch.stack([torch.stack([nll.double(), count.double()]) for nll, count, _ in window])
         total = sums.sum(0)
         if self.trainer.world_size > 1:
-            total = self.all_gather(total).view(-1, 2).sum(0)
+            total = cast("Tensor", self.all_gather(total)).view(-1, 2).sum(0)
         nll, tokens = total.tolist()
         if not torch.isfinite(total[0]):
             bad = [ids for (_, _, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
@@ -252,11 +255,15 @@ class MLLMModule(L.LightningModule):
             self._metrics[name] = task.metric().to(self.device)
         return self.evaluate(batch, self._metrics[name], self.max_new_tokens or task.max_new_tokens)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Record]:
         """Score a batch of the set number ``dataloader_idx``."""
         return self._evaluation_step(batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+    def test_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> list[Record]:
         """Score a batch of the set number ``dataloader_idx``."""
         return self._evaluation_step(batch, dataloader_idx)
 
@@ -308,6 +315,6 @@ class MLLMModule(L.LightningModule):
             raise ValueError(
                 f"The checkpoint holds the adapter {own['adapter']}, which does not fit this run's "
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
-                f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with the adapter it was trained with."
+                f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
             )
         self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]

@@ -1,7 +1,6 @@
 """Fixtures that every test may use."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
-def run_seed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def run_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed for every test, as `seed_everything` would set it."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "42")
-    yield
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ def test_training_text_begins_with_what_generation_sees(processor: Any, image: P
     assert batch.prompt is not None
     prompt, whole = batch.prompt["input_ids"][0].tolist(), batch.inputs["input_ids"][0].tolist()
     assert whole[: len(prompt)] == prompt
-    assert [t for t in whole[len(prompt) :]] == batch.labels[0][len(prompt) :].tolist()
+    assert whole[len(prompt) :] == batch.labels[0][len(prompt) :].tolist()
 
 
 def test_padding_changes_no_token(processor: Any, image: Path) -> None:
@@ -102,6 +102,8 @@ def test_a_processor_without_a_template_is_refused(processor: Any) -> None:
 
 def test_a_template_that_asks_otherwise_than_it_trains_is_refused() -> None:
     odd = tiny_processor()
-    odd.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}{% if add_generation_prompt %}THINK{% endif %}"
+    odd.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}{% endfor %}{% if add_generation_prompt %}THINK{% endif %}"
+    )
     with pytest.raises(FormatError, match="another prompt before an answer"):
         ChatFormat(odd).turn(sample())

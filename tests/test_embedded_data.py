@@ -83,14 +83,16 @@ def test_scienceqa_is_balanced_and_partly_text_only() -> None:
     assert all(list(row) == fields for row in problems.values())
     text_only = sum(row["image"] is None for row in problems.values()) / len(problems)
     assert 0.22 < text_only < 0.32
-    for n_choices in (2, 3, 4):
+    for n_choices in {len(row["choices"]) for row in problems.values()}:
         answers = Counter(row["answer"] for row in problems.values() if len(row["choices"]) == n_choices)
-        assert set(answers) == set(range(n_choices))
-        assert max(answers.values()) < 1.4 * min(answers.values())
+        assert set(answers) == set(range(n_choices)), "every letter is right now and then"
+    for split in ("train", "test"):
+        letters = Counter(problems[pid]["answer"] for pid in splits[split])
+        assert max(letters.values()) < 0.4 * len(splits[split]), "always answering one letter must not pay"
     assert all(len(set(row["choices"])) == len(row["choices"]) for row in problems.values())
 
 
-def test_scienceqa_facts_come_back_with_other_choices() -> None:
+def test_scienceqa_facts_come_back_and_choices_keep_one_order() -> None:
     problems = load(embedded_root("scienceqa"), "problems.json")
     splits = load(embedded_root("scienceqa"), "pid_splits.json")
 
@@ -99,11 +101,8 @@ def test_scienceqa_facts_come_back_with_other_choices() -> None:
 
     known = len(facts("test") & facts("train")) / len(facts("test"))
     assert known > 0.9
-    asked = [
-        {(problems[pid]["question"], *problems[pid]["choices"]) for pid in splits[split] if not problems[pid]["image"]}
-        for split in ("train", "test")
-    ]
-    assert len(asked[1] - asked[0]) > 0.6 * len(asked[1])
+    # As docs/embedded.md says of this set: the order is fixed, so that a letter can be learned like a class.
+    assert all(row["choices"] == sorted(row["choices"]) for row in problems.values())
 
 
 def test_iconqa_counts_up_to_six_in_both_sub_tasks() -> None:

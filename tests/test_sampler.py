@@ -48,7 +48,10 @@ def test_rows_of_a_batch_have_similar_lengths() -> None:
     lengths = [i % 50 for i in range(400)]
 
     def spread(window: int) -> int:
-        return sum(max(lengths[i] for i in b) - min(lengths[i] for i in b) for b in TrainBatchSampler(lengths, 8, 0, window=window))
+        return sum(
+            max(lengths[i] for i in b) - min(lengths[i] for i in b)
+            for b in TrainBatchSampler(lengths, 8, 0, window=window)
+        )
 
     assert spread(16) < spread(1) / 4
 

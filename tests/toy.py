@@ -31,7 +31,9 @@ class Toy(Task):
             # Answers of unequal length, so that a mean of means is not the mean over tokens.
             answer = colour if i % 3 else f"the square is {colour}, yes"
             images = () if i % 5 == 4 else (path,)
-            rows.append(Sample(f"{split}-{i}", "what colour is the square?", answer, images, (answer,), origin=str(path)))
+            rows.append(
+                Sample(f"{split}-{i}", "what colour is the square?", answer, images, (answer,), origin=str(path))
+            )
         return rows
 
     def metric(self) -> AnswerMetric:

@@ -35,8 +35,9 @@ class ForgettingCallback(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the backbone."""
-        assert isinstance(pl_module, MLLMModule) and pl_module.net is not None
-        if self.before is None and not trainer.fast_dev_run:
+        assert isinstance(pl_module, MLLMModule)
+        assert pl_module.net is not None
+        if self.before is None and not fast_dev_run(trainer):
             # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
             with pl_module.adapter.without_new_modules(pl_module.net):
                 self.before = self._test(trainer, "before")
@@ -44,7 +45,7 @@ class ForgettingCallback(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score what came out."""
-        if not trainer.fast_dev_run and not trainer.interrupted:
+        if not fast_dev_run(trainer) and not trainer.interrupted:
             self.after = self._test(trainer, "after")
             log_scores(trainer, self.after, "after", step=trainer.global_step)
 
@@ -115,6 +116,11 @@ class ForgettingCallback(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the scores of the interrupted run."""
         self.before, self.during = state_dict["before"], list(state_dict["during"])
+
+
+def fast_dev_run(trainer: L.Trainer) -> bool:
+    """Whether this is a smoke test that reports nothing."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.module import Record
@@ -99,6 +100,5 @@ def show(trainer: L.Trainer, tag: str, pairs: list[tuple[Any, Record]]) -> None:
     from mllm_lit.callbacks.grid import grid
 
     for logger in trainer.loggers:
-        writer = logger.experiment
-        if hasattr(writer, "add_image"):
-            writer.add_image(tag, grid(pairs), trainer.global_step, dataformats="HWC")
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, grid(pairs), trainer.global_step, dataformats="HWC")

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from mllm_lit import summary
-from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
 from mllm_lit.module import MLLMModule
 from mllm_lit.seed import run_seed
 
@@ -60,9 +61,10 @@ class SummaryCallback(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save and report."""
-        assert isinstance(pl_module, MLLMModule) and pl_module.loaded is not None and pl_module.net is not None
+        assert isinstance(pl_module, MLLMModule)
+        assert pl_module.net is not None
         self._stop()
-        if trainer.fast_dev_run or trainer.log_dir is None:
+        if fast_dev_run(trainer) or trainer.log_dir is None:
             return
         folder = Path(trainer.log_dir)
         pl_module.adapter.save(pl_module.net, folder / "adapter")
@@ -76,7 +78,7 @@ class SummaryCallback(L.Callback):
             parts={
                 "backbone": str(pl_module.backbone.path),
                 "adapter": type(pl_module.adapter).__name__,
-                "importance": None,
+                "importance": None if pl_module.importance is None else type(pl_module.importance).__name__,
             },
             headlines={name: task.metric().headline for name, task in data.tasks.items()},
             before=before,
@@ -114,8 +116,8 @@ class SummaryCallback(L.Callback):
         metrics["final/target"] = result["target"]["after"]
         metrics |= {f"final/{name}": row["after"] for name, row in result["sources"].items()}
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_hparams"):
-                logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)  # type: ignore[call-arg]
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds trained so far."""

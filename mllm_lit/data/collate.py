@@ -110,7 +110,8 @@ class Collate:
         for sample, found in zip(samples, marks, strict=True):
             if bool(found) != bool(sample.images):
                 raise FormatError(
-                    f"{sample.origin or sample.id}: sample {sample.id!r} has {len(sample.images)} image(s), but {found} "
+                    f"{sample.origin or sample.id}: sample {sample.id!r} has {len(sample.images)} image(s), but "
+                    f"{found} "
                     "image tokens came out of the processor. Check that the chat template writes one image marker "
                     "per image and that the processor's patch_size and image size match the vision encoder."
                 )

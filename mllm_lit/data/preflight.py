@@ -50,7 +50,7 @@ def check(datasets: Mapping[str, Sequence[Sample]], workers: int | None = None) 
 
 
 def row_faults(samples: Iterable[Sample], files: bool = True) -> list[Fault]:
-    """Repeated ids, blank questions and answers, no reference and, with ``files``, pictures that are absent or empty."""
+    """Repeated ids, blank questions and answers, no reference and, with ``files``, absent or empty pictures."""
     faults: list[Fault] = []
     first: dict[str, str] = {}
     absent: dict[Path, str | None] = {}

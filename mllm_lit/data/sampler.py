@@ -60,10 +60,10 @@ class TrainBatchSampler(Sampler[list[int]]):
         order = torch.randperm(len(self.lengths), generator=generator)
         step = self.batch_size * self.world_size
         batches: list[torch.Tensor] = []
-        for window in order.split(step * self.window):
+        for window in torch.split(order, step * self.window):
             if self.window > 1:
                 window = window[torch.argsort(self.lengths[window], stable=True)]
-            batches += window.split(step)
+            batches += torch.split(window, step)
         start, self.start = self.start, 0
         for i in torch.randperm(len(batches), generator=generator)[start:].tolist():
             rows = batches[i]

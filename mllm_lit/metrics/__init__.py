@@ -4,6 +4,8 @@ from mllm_lit.metrics.base import AnswerMetric, MeanScore
 from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
 from mllm_lit.metrics.choice import ChoiceAccuracy, parse_choice
 from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
+from mllm_lit.metrics.hallucination import POPEScores, chair_scores, mentioned, parse_yes_no, pope_scores
+from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
 from mllm_lit.metrics.tradeoff import forgetting, tradeoff
 from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
 
@@ -12,15 +14,23 @@ __all__ = [
     "CaptionScores",
     "ChoiceAccuracy",
     "ExactMatch",
+    "M4CAccuracy",
     "MeanScore",
+    "POPEScores",
     "VQAAccuracy",
     "caption_scores",
+    "chair_scores",
     "exact_match",
     "forgetting",
     "gqa_match",
+    "m4c_accuracy",
+    "mentioned",
+    "normalize_m4c",
     "normalize_vqa",
     "ocrvqa_match",
     "parse_choice",
+    "parse_yes_no",
+    "pope_scores",
     "tradeoff",
     "unavailable",
     "vqa_accuracy",

@@ -4,18 +4,32 @@ from pathlib import Path
 
 from mllm_lit.tasks.base import DatasetError, Fault, Task
 from mllm_lit.tasks.coco import COCOCaptions
+from mllm_lit.tasks.conversations import Conversations
+from mllm_lit.tasks.flickr30k import Flickr30k
 from mllm_lit.tasks.gqa import GQA
+from mllm_lit.tasks.huggingface import HuggingFace
 from mllm_lit.tasks.iconqa import IconQA
+from mllm_lit.tasks.ocrvqa import OCRVQA
+from mllm_lit.tasks.pope import POPE
 from mllm_lit.tasks.scienceqa import ScienceQA
+from mllm_lit.tasks.textvqa import TextVQA
+from mllm_lit.tasks.vizwiz import VizWiz
 from mllm_lit.tasks.vqa import OKVQA, VQAv2
 
 TASKS: dict[str, type[Task]] = {
     "scienceqa": ScienceQA,
     "iconqa": IconQA,
-    "vqav2": VQAv2,
+    "vizwiz": VizWiz,
     "okvqa": OKVQA,
+    "ocrvqa": OCRVQA,
+    "vqav2": VQAv2,
+    "textvqa": TextVQA,
     "gqa": GQA,
+    "flickr30k": Flickr30k,
     "coco_captions": COCOCaptions,
+    "pope": POPE,
+    "conversations": Conversations,
+    "huggingface": HuggingFace,
 }
 
 EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa")
@@ -24,15 +38,22 @@ EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa")
 __all__ = [
     "EMBEDDED",
     "GQA",
+    "OCRVQA",
     "OKVQA",
+    "POPE",
     "TASKS",
     "COCOCaptions",
+    "Conversations",
     "DatasetError",
     "Fault",
+    "Flickr30k",
+    "HuggingFace",
     "IconQA",
     "ScienceQA",
     "Task",
+    "TextVQA",
     "VQAv2",
+    "VizWiz",
     "embedded_root",
 ]
 

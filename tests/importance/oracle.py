@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 TIE = 1e-5
-"""Entries whose two z-scores are closer than this, times 1 + |z|, are left out of a comparison: fp32 rounding decides them."""
+"""Entries whose two z-scores are closer than this, times 1 + |z|, are left out: fp32 rounding decides them."""
 
 
 def z_scores(x: Tensor) -> Tensor | None:

@@ -115,7 +115,8 @@ def test_mask_properties(seed: int, size: int, scale: float) -> None:
         return rule.mask("w")
 
     mask = mask_of(weight, grad)
-    assert mask.min() >= 0 and mask.max() <= 1
+    assert mask.min() >= 0
+    assert mask.max() <= 1
     torch.testing.assert_close(mask_of(weight[order], grad[order]), mask[order], rtol=1e-4, atol=1e-5)
     assert torch.equal(mask_of(weight * 8, grad * 4), mask)  # powers of two, so the same to the bit
 
@@ -187,7 +188,8 @@ def test_saturated_ranks() -> None:
     weight[1], grad[1] = 20.0, 14.0
     after, mask = _one_step(weight, grad)
     expected = spider_step(weight - 0.5 * grad, weight, grad)
-    assert expected.mask[0] > 0 and expected.mask[1] == 0
+    assert expected.mask[0] > 0
+    assert expected.mask[1] == 0
     keep = ~expected.tied
     torch.testing.assert_close(mask.double()[keep], expected.mask[keep], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(after[keep], expected.weight[keep], rtol=1e-5, atol=1e-6)
@@ -330,9 +332,14 @@ def test_statistics() -> None:
 
 
 REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
-    "nothing trains": (lambda: Spider().attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), []), "No tensor trains"),
+    "nothing trains": (
+        lambda: Spider().attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), []),
+        "No tensor trains",
+    ),
     "not in the optimizer": (
-        lambda: Spider().attach(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), [("w", nn.Parameter(torch.ones(2)))]),
+        lambda: Spider().attach(
+            torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1), [("w", nn.Parameter(torch.ones(2)))]
+        ),
         "not in the optimizer",
     ),
 }
@@ -354,8 +361,8 @@ def test_refuses_foreign_state_and_references() -> None:
         rule.load_state_dict(rule.state_dict() | {"rule": "MagnitudeMask"})
     with pytest.raises(KeyError, match="no tensor 'matrix'"):
         Spider().attach(rule.optimizer, model.named_parameters(), reference={})
+    wrong = {name: torch.zeros(3, 3) for name, _ in model.named_parameters()}
     with pytest.raises(ValueError, match="another model"):
-        wrong = {name: torch.zeros(3, 3) for name, _ in model.named_parameters()}
         Spider().attach(rule.optimizer, model.named_parameters(), reference=wrong)
 
 

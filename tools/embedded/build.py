@@ -19,9 +19,9 @@ from embedded.sources import write_coco, write_gqa, write_vqa
 from embedded.vision import load_tower
 
 PARTS = ("packages", "data", "llm", "scores")
-LLM_STEPS = 2200
-NAMING_STEPS = 366
-SNAPSHOT_EVERY = 200
+LLM_STEPS = 1400
+FIRST_STEPS = 400
+SNAPSHOT_EVERY = 100
 
 
 def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:
@@ -76,7 +76,7 @@ def write_checkpoint(checkpoint: Path, data: Path, work: Path, renderings: Rende
         if step % SNAPSHOT_EVERY == 0:
             save(work / "snapshot", model, processor)
 
-    pretrain(model, processor, packs, LLM_STEPS, work / "features.pt", keep, naming=NAMING_STEPS)
+    pretrain(model, processor, packs, LLM_STEPS, work / "features.pt", keep, first_words=FIRST_STEPS)
     save(checkpoint, model, processor)
     write_licences(
         checkpoint,

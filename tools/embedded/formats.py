@@ -92,10 +92,12 @@ class Packs:
         """One more pack: a scene, an easy-VQA picture, or text only.
 
         Args:
-            first_words: Only name what scenes show. Reading comes faster to a model that can see.
+            first_words: Only name what scenes show, and copy words: seeing and looking back come before answering.
         """
         rng = self.rng
         kind = rng.random()
+        if first_words and kind < 0.5:
+            return Pack(None, copying_turns(self.vocabulary, rng))
         if first_words:
             number = rng.randrange(len(self.scenes))
             return Pack(len(self.easy) + number, naming_turns(self.scenes[number], rng))
@@ -201,6 +203,14 @@ def text_turn(vocabulary: Sequence[str], rng: random.Random) -> Turn:
         return rng.choice((letters, letters, choose))(question, thing.word, others, rng)
     group = thing.group if rng.random() < 0.5 else rng.choice([name for name in GROUPS if name != thing.group])
     return short(f"Is {thing.article} {thing.word} a kind of {group}?", "yes" if group == thing.group else "no")
+
+
+def copying_turns(vocabulary: Sequence[str], rng: random.Random) -> list[Turn]:
+    """Rows of words to repeat, which is how a transformer learns to look back; or the exercises with letters."""
+    if rng.random() < 0.5:
+        return [find_again(vocabulary, rng) for _ in range(4)]
+    row = " ".join(rng.choices(vocabulary, k=rng.randint(6, 40)))
+    return [(f"Repeat the words. {row}", row)]
 
 
 def find_again(vocabulary: Sequence[str], rng: random.Random) -> Turn:

@@ -129,8 +129,8 @@ def pretrain(
     steps: int,
     cache: Path,
     keep: Callable[[int], None],
-    rate: float = 1.2e-3,
-    naming: int = 0,
+    rate: float = 1.5e-3,
+    first_words: int = 0,
 ) -> None:
     """Train connector and LLM; the vision tower stays as it is.
 
@@ -142,7 +142,7 @@ def pretrain(
         cache: Where the vision features of the pool are kept between tries.
         keep: Called with the number of each step, so that a caller can save what there is.
         rate: Highest learning rate.
-        naming: For how many steps, at the start, scenes are only named.
+        first_words: For how many steps, at the start, scenes are only named and words copied.
     """
     tensors = Tensors(processor)
     if not cache.exists():
@@ -158,7 +158,7 @@ def pretrain(
     average = float("nan")
     bar = tqdm(range(1, steps + 1), desc="pre-training", unit="step", mininterval=10)
     for step in bar:
-        early = step < naming
+        early = step < first_words
         batch = tensors.batch([packs.draw(first_words=early) for _ in range(PACKS_PER_STEP)])
         loss = loss_of(model, batch, features[batch["pictures"]].float())
         optimizer.zero_grad()

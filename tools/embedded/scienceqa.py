@@ -1,6 +1,7 @@
 """Writes the target ``scienceqa``: multiple-choice science questions in ScienceQA's format.
 
-A limited set of facts comes back in every split with other choices and, where there is a picture, another artist's.
+A limited set of facts comes back in every split, in other words and, where there is a picture, as another artist
+drew it.
 """
 
 import random
@@ -56,17 +57,13 @@ def write_scienceqa(root: Path, work: Path, renderings: Renderings, seed: int) -
         splits[split] = [str(len(problems) + row + 1) for row in range(size)]
         for pid in tqdm(splits[split], desc=f"scienceqa {split}", unit="question"):
             item = items.draw()
-            n_choices = rng.randint(2, min(4, len(item.wrong) + 1))
-            choices = rng.sample(item.wrong, n_choices - 1)
-            answer = rng.randrange(n_choices)
-            choices.insert(answer, item.answer)
             if item.picture:
                 save_png(item.picture, root / "images" / split / pid / "image.png")
             subject, topic, category = item.heading
             problems[pid] = {
                 "question": item.question,
-                "choices": choices,
-                "answer": answer,
+                "choices": list(item.choices),
+                "answer": item.choices.index(item.answer),
                 "hint": item.hint,
                 "image": "image.png" if item.picture else None,
                 "task": "closed choice",

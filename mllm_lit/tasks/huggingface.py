@@ -1,0 +1,160 @@
+"""Any table of the Hugging Face hub, or local parquet files, with a mapping of columns."""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_lit.data.sample import EncodedImage, ImageRef, Sample
+from mllm_lit.tasks.base import DatasetError, Task
+from mllm_lit.tasks.files import collect, option, text
+from mllm_lit.tasks.general import SCORES, scorer
+from mllm_lit.tasks.scienceqa import LETTERS
+from mllm_lit.tasks.vqa import majority
+
+if TYPE_CHECKING:
+    from mllm_lit.metrics.base import AnswerMetric
+
+
+class HuggingFace(Task):
+    """A table read by the ``datasets`` package (``pip install datasets``), which this package does not require.
+
+    Template fields: ``{question}`` and, with ``choices``, ``{choices}`` (``A.first, B.second``). The answer column
+    holds a text; a list of texts (annotators, captions: the most frequent one is trained on); or, with ``choices``,
+    the index of the right one, which is trained on as its letter.
+
+    The rows, encoded pictures included, are kept in memory.
+
+    Args:
+        dataset: Id on the hub, which is downloaded into the data root; ``None`` reads ``*.parquet`` below the root.
+        config_name: Configuration of a dataset on the hub.
+        question: Column of the question; ``None`` if the prompt has no field.
+        answer: Column of the answer, or answers.
+        image: Column of the picture, or list of pictures; ``None`` for text only. A cell may be empty.
+        choices: Column with the list of options.
+        id: Column of a unique id; ``None`` takes the row's number.
+        prompt: Template of the user's turn.
+        score: How answers are scored: exact, lower, gqa, vqa, m4c, choice, caption or pope.
+        max_new_tokens: Longest answer that is generated.
+    """
+
+    name = "huggingface"
+    default_prompt = "{question}"
+    published_at = "https://huggingface.co/datasets"
+    expected_tree = """
+    ROOT/{split}.parquet, ROOT/{split}-00000-of-00001.parquet, ... (or below ROOT/data)"""
+    split_names = {"train": "train", "val": "validation", "test": "test"}
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        config_name: str | None = None,
+        question: str | None = "question",
+        answer: str = "answer",
+        image: str | None = "image",
+        choices: str | None = None,
+        id: str | None = None,
+        prompt: str | None = None,
+        score: str = "lower",
+        max_new_tokens: int = 64,
+    ) -> None:
+        fields = {"question": question, "choices": choices}
+        self.prompt_fields = tuple(field for field, column in fields.items() if column is not None)
+        super().__init__("{question} {choices}" if prompt is None and choices is not None else prompt)
+        if score not in SCORES:
+            raise ValueError(f"score is {score!r}; there are: {', '.join(SCORES)}")
+        self.dataset, self.config_name = dataset, config_name
+        self.columns = {"question": question, "answer": answer, "image": image, "choices": choices, "id": id}
+        self.score, self.max_new_tokens = score, max_new_tokens
+
+    def rows(self, root: Path, split: str) -> list[Sample]:
+        source, table = self._table(Path(root), split)
+        missing = [
+            column for column in self.columns.values() if column is not None and column not in table.column_names
+        ]
+        if missing:
+            raise DatasetError(f"{source} has no column {missing}; there are: {', '.join(table.column_names)}")
+        image = self.columns["image"]
+        if image is not None:
+            table = _undecoded(table, image)
+        return collect(Path(source), enumerate(table), partial(self._row, source, Path(root)))
+
+    def _table(self, root: Path, split: str) -> tuple[str, Any]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise DatasetError(f"{self.name}: reading tables needs a package: pip install datasets") from error
+        if self.dataset is not None:
+            options = {"cache_dir": str(root)}
+            self.check_split(split, datasets.get_dataset_split_names(self.dataset, self.config_name))
+            table = datasets.load_dataset(self.dataset, self.config_name, split=split, **options)
+            return f"{self.dataset}/{split}", table
+        files = sorted([*root.glob("*.parquet"), *root.glob("data/*.parquet")])
+        parts = {path: path.name.removesuffix(".parquet").split("-")[0] for path in files}
+        if not files:
+            self.locate(root, f"{split}.parquet", f"data/{split}.parquet")
+        self.check_split(split, dict.fromkeys(parts.values()))
+        chosen = [str(path) for path, name in parts.items() if name == split]
+        table = datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
+        return chosen[0] if len(chosen) == 1 else str(root / f"{split}-*.parquet"), table
+
+    def _row(self, source: str, root: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
+        columns = self.columns
+        asked: dict[str, str] = {}
+        options: list[str] = []
+        if columns["question"] is not None:
+            asked["question"] = text(entry, columns["question"])
+        if columns["choices"] is not None:
+            options = list(entry[columns["choices"]])
+            asked["choices"] = ", ".join(f"{name}.{choice}" for name, choice in zip(LETTERS, options, strict=False))
+        references = self._answers(entry, options)
+        cell = entry[columns["image"]] if columns["image"] is not None else None
+        cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
+        yield Sample(
+            id=row if columns["id"] is None else str(entry[columns["id"]]),
+            question=self.ask(**asked),
+            answer=majority(references),
+            images=tuple(_image(item, root, f"{source}:{row}") for item in cells),
+            references=tuple(references),
+            choices=tuple(options),
+            origin=f"{source}:{row}",
+        )
+
+    def _answers(self, entry: dict[str, Any], options: list[str]) -> list[str]:
+        column = self.columns["answer"] or ""
+        value = entry[column]
+        if options and isinstance(value, int):
+            return [LETTERS[option(entry, options, column)]]
+        answers = value if isinstance(value, list) else [value]
+        if not answers or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError(f"column {column!r} holds {value!r:.80}, expected a text or a list of texts")
+        return answers
+
+    def metric(self) -> "AnswerMetric":
+        return scorer(self.score)
+
+
+def _undecoded(table: Any, column: str) -> Any:
+    """The table with encoded pictures, whatever the column was declared as."""
+    import datasets
+
+    feature = table.features[column]
+    plain = datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        return table.cast_column(column, plain)
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.Image):
+        return table.cast_column(column, type(feature)(plain))
+    return table
+
+
+def _image(cell: Any, root: Path, where: str) -> ImageRef:
+    """A picture from bytes, from ``{"bytes", "path"}`` or from a path."""
+    if isinstance(cell, dict) and cell.get("bytes") is None:
+        cell = cell.get("path")
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    if isinstance(data, bytes):
+        return EncodedImage(data, where)
+    if isinstance(data, str):
+        return root / data
+    raise ValueError(f"the picture is {type(cell).__name__}, expected encoded bytes or a path")

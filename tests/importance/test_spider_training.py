@@ -1,0 +1,81 @@
+"""SPIDER on a real model's training: each of 200 steps equals the published rule, entry for entry."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mllm_lit.importance import Spider
+from tests.importance.oracle import TIE
+
+STEPS, ACCUMULATION = 200, 4
+
+
+def _llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16).to(torch.float32)  # a base that was saved in bf16
+    model.requires_grad_(False)
+    model.model.layers.requires_grad_(True)
+    return model
+
+
+def _blended(weight: torch.Tensor, theta0: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One published step in fp64, and which entries rounding decides."""
+    z_w, z_g = ((x.abs() - x.abs().mean()) / x.abs().std() for x in (theta0.double(), total.double()))
+    i_w, i_g = z_w.sigmoid(), z_g.sigmoid()
+    raw = torch.where(i_w < i_g, i_g / (i_w + i_g), 0.0)
+    mask = (raw / raw[raw > 0].mean()).clamp(max=1.0) if (raw > 0).any() else raw
+    return (1 - mask) * theta0.double() + mask * weight.double(), (z_w - z_g).abs() < TIE * (1 + z_w.abs())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16-mixed"])
+def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
+    """Clipping, accumulation, weight decay and warm-up; 1e-6 of the weight or 1e-8, whichever is larger."""
+    model = _llama()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    theta0 = {name: p.detach().clone() for name, p in trained.items()}
+    total = {name: torch.zeros_like(p) for name, p in theta0.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.05)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=20)
+    unblended: dict[str, torch.Tensor] = {}
+    # Hooks run in the order in which they are registered, so this one sees the optimizer's own result.
+    optimizer.register_step_post_hook(lambda *_: unblended.update({n: p.detach().clone() for n, p in trained.items()}))
+    Spider().attach(optimizer, model.named_parameters())
+
+    generator = torch.Generator().manual_seed(1)
+    tied, moved, losses = 0, 0.0, []
+    for _ in range(STEPS):
+        for _ in range(ACCUMULATION):
+            start = torch.randint(0, 48, (4, 1), generator=generator)
+            tokens = (start + torch.arange(8) * 5) % 48
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+                loss = model(input_ids=tokens, labels=tokens).loss / ACCUMULATION
+            loss.backward()
+        losses.append(loss.item())
+        nn.utils.clip_grad_norm_(trained.values(), 0.5)
+        for name, p in trained.items():
+            assert p.grad is not None
+            total[name] += p.grad
+        optimizer.step()
+        warm_up.step()
+        optimizer.zero_grad()
+        for name, p in trained.items():
+            if theta0[name].unique().numel() == 1:  # the norms of a fresh model: no rank, so no update
+                assert torch.equal(p.detach(), theta0[name])
+                continue
+            expected, near = _blended(unblended[name], theta0[name], total[name])
+            torch.testing.assert_close(p.detach()[~near].double(), expected[~near], rtol=1e-6, atol=1e-8)
+            tied += int(near.sum())
+            moved = max(moved, float((p.detach() - theta0[name]).abs().max()))
+    entries = sum(p.numel() for p in trained.values())
+    assert tied < 1e-3 * STEPS * entries
+    assert moved > 1e-2
+    assert losses[-1] < 0.8 * losses[0]
