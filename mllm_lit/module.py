@@ -13,6 +13,7 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.importance.base import Rule
+from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
 from mllm_lit.seed import mix, run_seed
 
@@ -67,6 +68,7 @@ class MLLMModule(L.LightningModule):
         self.max_new_tokens = max_new_tokens
         self.loaded: LoadedBackbone | None = None
         self.net: nn.Module | None = None
+        self.reference: Reference | None = None
         # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
         self.strict_loading = False
         self._window: list[tuple[Tensor, Tensor, list[str]]] = []
@@ -317,4 +319,7 @@ class MLLMModule(L.LightningModule):
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
                 f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
             )
+        if self.importance is not None and self.importance.needs_reference:
+            # θ0 is what the parameters hold now: the checkpoint's weights come right after this.
+            self.reference = Reference.capture(dict(self.trainable()), None, self.importance.reference_on)
         self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]

@@ -5,7 +5,6 @@ from typing import Any
 import lightning as L
 
 from mllm_lit.importance.base import Rule
-from mllm_lit.importance.reference import Reference
 from mllm_lit.module import MLLMModule
 
 
@@ -18,15 +17,7 @@ class ImportanceCallback(L.Callback):
 
     def __init__(self, log_every: int = 50) -> None:
         self.log_every = log_every
-        self._reference: Reference | None = None
         self._state: dict[str, Any] | None = None
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Capture θ0: a checkpoint's weights are not loaded yet."""
-        rule = self._rule(pl_module)
-        if rule is not None and rule.needs_reference:
-            assert isinstance(pl_module, MLLMModule)
-            self._reference = Reference.capture(dict(pl_module.trainable()), None, rule.reference_on)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach the rule to the optimizer.
@@ -44,7 +35,7 @@ class ImportanceCallback(L.Callback):
                 "prepare() from a loop of your own, or choose a rule that needs none."
             )
         # Lightning runs the backward pass inside optimizer.step(), so the loop itself says when gradients are ready.
-        rule.attach(trainer.optimizers[0], pl_module.trainable(), self._reference, before_step="caller")
+        rule.attach(trainer.optimizers[0], pl_module.trainable(), pl_module.reference, before_step="caller")
         if self._state is not None:
             rule.load_state_dict(self._state)
         else:

@@ -143,7 +143,7 @@ class MLLMDataModule(L.LightningDataModule):
             wanted = None if self.ids is None else Path(self.ids).read_text(encoding="utf-8").split()
             self.train_rows = subset(rows, self.max_samples, self.fraction, wanted, seed)
             check_rows(self.train_rows, self.splits["train"])
-            if self.check_images and self._trainer().is_global_zero:
+            if self.check_images and (self.trainer is None or self.trainer.is_global_zero):
                 check_images(self.train_rows)
         phases = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for phase in phases:

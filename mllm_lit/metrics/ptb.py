@@ -21,7 +21,7 @@ REMOVED = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "
 L = r"(?:[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209c\u2150-\u218b\u2460-\u249b]|[\u00ad\u0300-\u036f]|&[aeiouAEIOU](?:acute|grave|uml);)"
 LD = rf"(?:{L}|\d)"
 A = r"(?:['\x92\u2019]|&apos;)"
-A2 = rf"(?:{A}|[\x91\u2018\u201b])"
+A2 = rf"(?:{A}|[`\x91\u2018\u201b])"
 B = r"[ \t\u00a0\u2000-\u200a\u3000]"
 N = r"(?:\d*(?:[.:,\u00ad]\d+)+|\d+)"
 WORD = rf"{L}{LD}*(?:[.!?]{L}{LD}*)*"
@@ -29,7 +29,11 @@ PART = rf"(?:[dDoOlL]{A2}{LD})?{LD}+"
 HYPHEN = r"[-_\u058a\u2010\u2011]"
 ACRO = r"(?:[A-Za-z](?:\.[A-Za-z])+|(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-U\.K)"
 ENDING = rf"{A}(?i:[msd]|re|ve|ll)"
-# Words that start a sentence: a single letter with a period before one of them is no abbreviation.
+TAG = (
+    r"<(?:[!?][A-Za-z-][^>\n]*|/[A-Za-z][\w:.-]*|[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^'\n]*'|"
+    r"\"[^\"\n]*\"|[A-Za-z][\w:.-]*))?)* */?) *>"
+)
+# What starts a sentence: a single letter with a period before one of them is no abbreviation.
 FILES = "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
 STARTERS = (
     "About|According|Additionally|After|An?|As|At|But|Earlier|Her?|Here|However|If|In|It|Last|Many|More|Now|Once|One|"
@@ -54,7 +58,12 @@ OTHERS = r"(?:ed|ph)\.d|ph|tel|est|ext|sq|etc|al|seq|vs|alex|wm|jos|cie|a\.k\.a|
 ABBREVIATION = rf"(?:(?i:{MONTHS}|{DAYS}|{STATES}|{FIRMS}|{TITLES}|{OTHERS})|{CAPITAL_STATES}|{ACRO}|[A-Za-z])\."
 BEFORE_NUMBER = r"(?i:ca|figs?|prop|nos?|art|pp|op)\."
 
-_APOSTROPHE = re.compile(A2)
+_QUOTES = str.maketrans(
+    dict.fromkeys("\x91\u2018\u201b\u2039", "`")
+    | dict.fromkeys("\x92\u2019\u203a", "'")
+    | dict.fromkeys("\x93\u201c\u00ab", "``")
+    | dict.fromkeys("\x94\u201d\u00bb", "''")
+)
 
 URL_STOP = r"\s\"<>|()"
 URL_END = r"\s\"<>|.!?(){},-"
@@ -84,8 +93,8 @@ def _same(text: str) -> str:
     return text
 
 
-def _plain(text: str) -> str:
-    return _APOSTROPHE.sub("'", text)
+def _quotes(text: str) -> str:
+    return re.sub("&apos;", "'", text).translate(_QUOTES)
 
 
 def _always(token: str) -> Callable[[str], str]:
@@ -99,8 +108,7 @@ _TABLE: list[tuple[str, Callable[[str], str]]] = [
     (r"((?i:gon|wan))(?i:na)", _same),
     (r"((?i:got))(?i:ta)", _same),
     (r"((?i:lem|gim))(?i:me)", _same),
-    (r"(<(?:[!?][A-Za-z-][^>\n]*|/[A-Za-z][\w:.-]*|[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^']*'|\"[^\"]*\"|"
-     r"[A-Za-z][\w:.-]*))?)* */?) *>)", _spaces_kept),
+    (rf"({TAG})", _spaces_kept),
     (r"(&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015])", _always("--")),
     (r"((?i:&amp;))", _always("&")),
     (r"(&(?:HT|TL|UR|LR|QC|QL|QR|odq|cdq|#\d+);)", _same),
@@ -115,10 +123,10 @@ _TABLE: list[tuple[str, Callable[[str], str]]] = [
     (rf"(https?://[^{URL_STOP}]+[^{URL_END}])", _same),
     (rf"((?:www\.(?:[^{URL_END}]+\.)+[a-zA-Z]{{2,4}}|(?:[^\s\"`'<>|.!?(){{}},\-_$/A-Z0-9:;=@\[\\\]^]+\.)+"
      rf"(?:com|net|org|edu))(?:/[^{URL_STOP}]+[^{URL_END}])?)", _same),
-    (rf"(<?[a-zA-Z0-9][^{URL_STOP}\u00a0]*@(?:[^{URL_STOP}.\u00a0]+\.)*[^{URL_STOP}.\u00a0]+>?)", _same),
+    (rf"(<?[a-zA-Z0-9][^{URL_STOP}{{}}\u00a0]*@(?:[^{URL_STOP}{{}}.\u00a0]+\.)*[^{URL_STOP}{{}}.\u00a0]+>?)", _same),
     (rf"(@[a-zA-Z_][a-zA-Z_0-9]*|#{L}+)", _same),
-    (rf"({ENDING})[^A-Za-z]", _plain),
-    (rf"([nN]{A2}[tT])", _plain),
+    (rf"({ENDING})[^A-Za-z]", _quotes),
+    (rf"([nN]{A2}[tT])", _quotes),
     (r"(\d{1,2}[-/]\d{1,2}[-/]\d{2,4})", _same),
     (rf"([-+]?{N})", _soft),
     (r"([\u207a\u207b\u208a\u208b]?(?:[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+|[\u2080-\u2089]+))", _same),
@@ -128,7 +136,7 @@ _TABLE: list[tuple[str, Callable[[str], str]]] = [
     (r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})", _same),
     (r"([A-Z]*\$|#)", _same),
     (r"([\u00a2-\u00a5\x80\u20a0\u20a4\u20ac])", _currency),
-    (rf"([A-Za-z])\.(?:{B}|\n)+(?:{STARTERS})(?:{B}|\n)", _same),
+    (rf"([A-Za-z])\.(?:{B}|\n)+(?:(?=[A-Z])(?i:{STARTERS})|{TAG})(?:{B}|\n)", _same),
     (rf"({ABBREVIATION})", _same),
     (rf"({LD}+(?:\.{LD}+)*\.(?i:{FILES}))(?:{B}|[\n.?!,])", _same),
     (rf"({BEFORE_NUMBER})(?:{B}|\n)?\d", _same),
@@ -156,8 +164,8 @@ _TABLE: list[tuple[str, Callable[[str], str]]] = [
     (rf"({PART}(?:{HYPHEN}{PART})*)", _same),
     (r"([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)", lambda text: text.replace("&amp;", "&")),
     (r"(')[A-Za-z][^ \t\r\n\u00a0]", _same),
-    (rf"({ENDING})", _plain),
-    (rf"(''|{A}|[`\u2018-\u201f\x91-\x94\u2039\u203a\u00ab\u00bb]{{1,2}})", _always("'")),
+    (rf"({ENDING})", _quotes),
+    (rf"(''|[`\u2018-\u201f\x91-\x94\u2039\u203a\u00ab\u00bb]{{1,2}}|{A})", _quotes),
     (r"(<<|>>)", _same),
     (r"([+%&~^|\\\u00a6-\u00a9\u00ac\u00ae-\u00ba\u00d7\u00f7\u2016\u2017\u2020-\u2023\u2030-\u2038\u203b-\u2044"
      r"\u2100-\u214f\u2190-\u2bff\u3012\uff01-\uff0f\uff1a-\uff20])", _same),
@@ -203,7 +211,12 @@ def tokenize(caption: str, following: str = "") -> str:
 
 def tokenize_all(captions: Sequence[str]) -> list[str]:
     """Each caption's tokens, every caption followed by the next one; see :func:`tokenize`."""
-    return [tokenize(caption, following) for caption, following in zip(captions, [*captions[1:], ""], strict=True)]
+    tokens: list[str] = []
+    following = ""
+    for caption in reversed(captions):
+        tokens.append(tokenize(caption, following))
+        following = caption if caption.strip() else f"{caption}\n{following}"
+    return tokens[::-1]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -78,4 +78,4 @@ def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
     entries = sum(p.numel() for p in trained.values())
     assert tied < 1e-3 * STEPS * entries
     assert moved > 1e-2
-    assert losses[-1] < 0.8 * losses[0]
+    assert sum(losses[-20:]) < 0.98 * sum(losses[:20]), "the pull back to θ0 slows learning, but does not stop it"

@@ -1,0 +1,158 @@
+"""The command line, end to end, on the tiny model: what a run leaves behind, and how bad input is answered."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+
+
+@pytest.fixture
+def config(tiny_folder: Path, tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    source = {"task": {"class_path": "tests.toy.ToySource"}, "root": str(data)}
+    settings: dict[str, Any] = {
+        "model": {
+            "backbone": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(tiny_folder)}},
+            "adapter": str(CONFIGS / "adapters" / "lora.yaml"),
+        },
+        "data": {
+            "class_path": "mllm_lit.data.VQADataModule",
+            "init_args": {
+                "task": {"class_path": "tests.toy.Toy"},
+                "root": str(data),
+                "sources": {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": {"source": source}}},
+                "batch_size": 4,
+            },
+        },
+        "trainer": str(CONFIGS / "trainer" / "default.yaml"),
+        "output": str(tmp_path / "logs"),
+    }
+    path = tmp_path / "toy_run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    from mllm_lit.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["fit.py"])
+    main([*arguments, "--trainer.accelerator", "cpu"])
+
+
+def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    often = ["--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1"]
+    run(monkeypatch, "--config", str(config), "--trainer.max_epochs", "1", *often)
+    folder = tmp_path / "logs" / "toy_run" / "version_0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["target"]["name"] == "toy"
+    lost = summary["sources"]["source"]
+    assert lost["forgetting"] == pytest.approx(lost["before"] - lost["after"])
+    assert summary["tradeoff"].keys() == {"A_S", "A_T", "H", "O"}
+    assert summary["cost"]["steps"] == 6
+    assert summary["seed"] == 42
+    for phase, rows in (("before", 7), ("step-000004", 5), ("after", 7)):
+        lines = (folder / "predictions" / phase / "toy.jsonl").read_text().splitlines()
+        assert len(lines) == rows
+        assert {"id", "image", "question", "answer", "prediction", "score", "nll"} <= json.loads(lines[0]).keys()
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 6
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"train/loss", "lr/llm", "lr/connector", "val/toy/nll", "before/source/nll"} <= set(events.Tags()["scalars"])
+    assert "toy/before" in events.Tags()["images"]
+    assert any("config" in tag for tag in events.Tags()["tensors"])
+
+
+def test_the_saved_adapter_gives_the_trained_logits(
+    config: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mllm_lit.adapters import Adapter
+    from mllm_lit.backbones import Backbone
+    from mllm_lit.data.collate import Collate
+    from tests.toy import Toy
+
+    run(monkeypatch, "--config", str(config), "--trainer.max_epochs", "1", "--model.adapter.lr", "0.01")
+    loaded = Backbone(str(tiny_folder), dtype="float32").load()
+    batch = Collate(loaded.processor)(Toy().rows(tmp_path / "data", "test"))
+    with torch.no_grad():
+        base = loaded.model(**batch.inputs).logits
+        tuned = Adapter.load(loaded, tmp_path / "logs" / "toy_run" / "version_0" / "adapter").eval()
+        after = tuned(**batch.inputs).logits
+    assert not torch.allclose(base, after, atol=1e-3)
+    rows = (
+        (tmp_path / "logs" / "toy_run" / "version_0" / "predictions" / "after" / "toy.jsonl").read_text().splitlines()
+    )
+    labels = batch.labels[:, 1:]
+    nll = torch.nn.functional.cross_entropy(after[:, :-1].transpose(1, 2), labels, reduction="none")
+    per_token = nll.sum(1) / (labels != -100).sum(1)
+    assert per_token.tolist() == pytest.approx([json.loads(row)["nll"] for row in rows], rel=1e-4)
+
+
+def test_spider_runs_by_one_word_and_resumes(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", str(config), "--model.adapter", str(CONFIGS / "adapters" / "full.yaml")]
+    words += ["--model.importance", str(CONFIGS / "importance" / "spider.yaml")]
+    run(monkeypatch, *words, "--trainer.max_epochs", "2")
+    logs = tmp_path / "logs" / "toy_run"
+    assert json.loads((logs / "version_0" / "summary.json").read_text())["importance"] == "Spider"
+    # The schedule's length is part of what is resumed, so the run is cut by its checkpoint interval instead.
+    keep = ["--trainer.callbacks", "[{class_path: mllm_lit.callbacks.TrainableCheckpoint, "]
+    keep[1] += "init_args: {every_n_train_steps: 5, keep: -1}}]"
+    run(monkeypatch, *words, "--trainer.max_epochs", "2", *keep)
+    cut = str(logs / "version_1" / "checkpoints" / "step=5.ckpt")
+    run(monkeypatch, *words, "--trainer.max_epochs", "2", "--ckpt_path", cut)
+    states = [
+        torch.load(logs / f"version_{i}" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for i in (0, 2)
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.adaptor", "x"], "adaptor"),
+        (["--model.adapter.rnak", "4"], "rnak"),
+        (["--data.root", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_a_wrong_word_or_path_is_named(
+    config: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((SystemExit, Exception)) as error:
+        run(monkeypatch, "--config", str(config), *words)
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_a_run_directory_that_exists_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.cli import RunDirectoryError
+
+    taken = tmp_path / "logs" / "toy_run" / "mine"
+    taken.mkdir(parents=True)
+    (taken / "summary.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="exists and is not empty"):
+        run(monkeypatch, "--config", str(config), "--version", "mine")
+
+
+def test_a_truncated_picture_is_found_before_the_first_step(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mllm_lit.tasks.base import DatasetError
+    from tests.toy import Toy
+
+    Toy().rows(tmp_path / "data", "train")
+    broken = tmp_path / "data" / "train-6.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(DatasetError, match=r"train-6\.png"):
+        run(monkeypatch, "--config", str(config))
+    assert not list((tmp_path / "logs").rglob("*.ckpt"))
