@@ -135,7 +135,7 @@ def _initialise(model: LlavaForConditionalGeneration, text: LlamaConfig) -> None
     At transformers' 0.02 the first block drowns the words, and looking back for a word is never learned.
     """
     with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0, 1)
+        model.get_input_embeddings().weight.normal_(0, 1)  # type: ignore[operator]
         for layer in model.model.language_model.layers:
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.normal_(0, 0.02 / (2 * text.num_hidden_layers) ** 0.5)
