@@ -1,7 +1,7 @@
 """Faults in the data, found before the first step and reported all at once."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mllm_lit.data.images import ImageError, load_image
 from mllm_lit.data.sample import ImageRef, Sample
 from mllm_lit.tasks.base import DatasetError, Fault
 
-__all__ = ["Fault", "check", "check_images", "check_rows", "image_faults", "row_faults"]
+__all__ = ["Fault", "check", "check_images", "check_rows", "image_faults", "read_all", "row_faults"]
 
 
 def check_rows(samples: Sequence[Sample], split: str) -> None:
@@ -34,6 +34,18 @@ def check_images(samples: Sequence[Sample], workers: int | None = None) -> None:
     faults = image_faults(samples, workers)
     if faults:
         raise DatasetError.of(faults)
+
+
+def read_all(readers: Mapping[str, Callable[[], list[Sample]]]) -> tuple[dict[str, list[Sample]], list[Fault]]:
+    """The rows of the splits that can be read, and the faults of those that cannot."""
+    datasets: dict[str, list[Sample]] = {}
+    faults: list[Fault] = []
+    for name, read in readers.items():
+        try:
+            datasets[name] = read()
+        except DatasetError as error:
+            faults += error.faults or [Fault(name, "", str(error))]
+    return datasets, faults
 
 
 def check(datasets: Mapping[str, Sequence[Sample]], workers: int | None = None) -> list[Fault]:

@@ -1,7 +1,8 @@
 """What every importance rule is: something that decides how updates may land on the weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, Self
+from itertools import islice
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,12 @@ class Rule:
             (:meth:`Reference.capture`). Rules without use for θ0 keep none.
     """
 
-    needs_reference: ClassVar[bool] = False
-    needs_data: ClassVar[Literal["target", "source", "generated"] | None] = None
-    """Whose gradients :meth:`prepare` wants, if any."""
+    needs_reference: bool = False
+    needs_data: Literal["target", "source", "model"] | None = None
+    """What :meth:`prepare` has to be given: gradients of batches of the target's or of a source's train split, or the
+    model itself."""
+    batch_size: int | None = None
+    """Rows of a batch whose gradient :meth:`prepare` wants; ``None`` leaves it to the loop."""
 
     def __init__(self, reference_on: str = "device") -> None:
         self.reference_on = reference_on
@@ -113,12 +117,14 @@ class Rule:
     def start(self) -> None:
         """Allocate state and check the arguments; called at the end of :meth:`attach`, θ0 known."""
 
-    def prepare(self, gradients: Iterator[Any] | None = None) -> None:
-        """Look at data before the first step.
+    def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
+        """Look at data before the first step; called after :meth:`attach`, not when a run is resumed.
 
         Args:
-            gradients: Each ``next`` runs one more batch forward and backward and leaves its gradient, and that
-                alone, in the parameters' ``.grad``. Rules whose :attr:`needs_data` is ``None`` ignore it.
+            gradients: Each ``next`` runs one more batch forward and backward and leaves the gradient of its mean loss,
+                and that alone, in the parameters' ``.grad``. For rules whose :attr:`needs_data` is ``target`` or
+                ``source``; how many batches are drawn is up to the rule.
+            model: A Hugging Face model (``generate``, ``logits``), the attached parameters in it. For ``model``.
         """
 
     def before_step(self) -> None:
@@ -243,6 +249,29 @@ class Rule:
                 "reduce it before the optimizer step, as FSDP2 does."
             )
         return local(grad)
+
+    def sum_gradients(self, gradients: Iterator[Any] | None, batches: int, square: bool = False) -> dict[str, Tensor]:
+        """Σg, or Σg², of this rank's parts over the first ``batches`` that :meth:`prepare` was given.
+
+        Raises:
+            RuleError: There were none, or fewer.
+        """
+        sums = {name: torch.zeros_like(local(p), dtype=torch.float32) for name, p in self.parameters.items()}
+        seen = 0
+        for _ in islice(gradients or (), batches):
+            seen += 1
+            for name, total in sums.items():
+                gradient = self.gradient(name)
+                if gradient is not None:
+                    total.add_(gradient.float().square() if square else gradient)
+        if seen < batches:
+            raise RuleError(
+                f"{type(self).__name__} wants the gradients of {batches} batches ({self.needs_data}), got {seen}; "
+                "pass prepare() an iterator that runs them, or ask for fewer."
+            )
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        return sums
 
     def learning_rates(self) -> dict[str, float]:
         """Of each parameter, as its group has it now."""

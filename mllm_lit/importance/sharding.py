@@ -5,6 +5,7 @@ shard; what concerns a whole tensor (a mean, a count) is a row of numbers, summe
 all-reduce. No parameter, gradient or mask is ever gathered.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -94,18 +95,15 @@ class ShardSums:
                 rows[index] = part
         return rows
 
-    def ranks_before(self, row: int, value: int) -> int:
-        """The sum of ``value`` over the ranks that hold earlier parts of the parameter in ``row``.
-
-        Earlier means in the order of the mesh, which is the order of the entries when the first dimension is split.
-        """
+    def before(self, values: Tensor) -> Tensor:
+        """Sums of ``values`` (P,) over the ranks that come earlier in each parameter's mesh; 0 where it is whole."""
+        result = torch.zeros_like(values)
         for (mesh, dims), index in self.groups.items():
-            if row in index:
-                if len(dims) > 1:
-                    raise ValueError("Entries of a parameter that is split along two dimensions have no common order.")
-                size, rank = mesh.size(dims[0]), mesh.get_local_rank(dims[0])
-                counts = torch.zeros(size, dtype=torch.int64, device=mesh.device_type)
-                counts[rank] = value
-                dist.all_reduce(counts, group=mesh.get_group(dims[0]))
-                return int(counts[:rank].sum())
-        return 0
+            sizes = [mesh.size(dim) for dim in dims]
+            place = sum(mesh.get_local_rank(dim) * math.prod(sizes[i + 1 :]) for i, dim in enumerate(dims))
+            table = torch.zeros(len(index), math.prod(sizes), dtype=values.dtype, device=values.device)
+            table[:, place] = values[index]
+            for dim in dims:
+                dist.all_reduce(table, group=mesh.get_group(dim))
+            result[index] = table[:, :place].sum(1)
+        return result

@@ -9,7 +9,7 @@ from typing import Any
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import AnswerMetric
-from mllm_lit.metrics.ptb import tokenize
+from mllm_lit.metrics.ptb import tokenize_all
 
 DEFAULT = ("bleu", "rouge_l", "cider")
 
@@ -108,8 +108,9 @@ def caption_scores(
     lacking = unavailable(scorers)
     if lacking:
         raise RuntimeError("; ".join(f"{name} {reason}" for name, reason in lacking.items()))
-    truth = {i: [tokenize(caption) for caption in captions] for i, captions in enumerate(references)}
-    said = {i: [tokenize(caption)] for i, caption in enumerate(predictions)}
+    tokens = iter(tokenize_all([caption for captions in references for caption in captions]))
+    truth = {i: [next(tokens) for _ in captions] for i, captions in enumerate(references)}
+    said = {i: [caption] for i, caption in enumerate(tokenize_all(predictions))}
     scores: dict[str, float] = {}
     for name in SCORERS:
         if name not in scorers:

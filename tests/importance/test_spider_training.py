@@ -14,16 +14,17 @@ STEPS, ACCUMULATION = 200, 4
 def _llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=48,
+        vocab_size=32,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=16,
     )
     model = LlamaForCausalLM(config).to(torch.bfloat16).to(torch.float32)  # a base that was saved in bf16
     model.requires_grad_(False)
     model.model.layers.requires_grad_(True)
+    model.lm_head.requires_grad_(True)
     return model
 
 
@@ -38,12 +39,12 @@ def _blended(weight: torch.Tensor, theta0: torch.Tensor, total: torch.Tensor) ->
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16-mixed"])
 def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
-    """Clipping, accumulation, weight decay and warm-up; 1e-6 of the weight or 1e-8, whichever is larger."""
+    """Clipping, accumulation, weight decay and warm-up; to 1e-6 of the larger of the two weights that are blended."""
     model = _llama()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theta0 = {name: p.detach().clone() for name, p in trained.items()}
     total = {name: torch.zeros_like(p) for name, p in theta0.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=3e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(trained.values(), lr=2e-2, weight_decay=0.05)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=20)
     unblended: dict[str, torch.Tensor] = {}
     # Hooks run in the order in which they are registered, so this one sees the optimizer's own result.
@@ -54,8 +55,8 @@ def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
     tied, moved, losses = 0, 0.0, []
     for _ in range(STEPS):
         for _ in range(ACCUMULATION):
-            start = torch.randint(0, 48, (4, 1), generator=generator)
-            tokens = (start + torch.arange(8) * 5) % 48
+            start = torch.randint(0, 32, (4, 1), generator=generator)
+            tokens = (start + torch.arange(8) * 5) % 32
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
                 loss = model(input_ids=tokens, labels=tokens).loss / ACCUMULATION
             loss.backward()
@@ -72,7 +73,10 @@ def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
                 assert torch.equal(p.detach(), theta0[name])
                 continue
             expected, near = _blended(unblended[name], theta0[name], total[name])
-            torch.testing.assert_close(p.detach()[~near].double(), expected[~near], rtol=1e-6, atol=1e-8)
+            # The blend may cancel θ0 and the new weight almost fully: rounding is that of the terms, not of their sum.
+            allowed = 1e-6 * torch.maximum(theta0[name].abs(), unblended[name].abs()) + 1e-8
+            excess = ((p.detach() - expected).abs() - allowed)[~near].max()
+            assert excess <= 0, f"{name}: {excess} beyond the tolerance"
             tied += int(near.sum())
             moved = max(moved, float((p.detach() - theta0[name]).abs().max()))
     entries = sum(p.numel() for p in trained.values())

@@ -1,0 +1,64 @@
+"""Elastic weight consolidation (Kirkpatrick et al., PNAS 2017, arXiv 1612.00796)."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mllm_lit.importance.base import RuleError
+from mllm_lit.importance.probing import self_generated
+from mllm_lit.importance.pull import Pull
+from mllm_lit.importance.sharding import local
+
+
+class EWC(Pull):
+    """``strength/2 · Σ F·(θ − θ0)²``, F the diagonal Fisher information of what is to be remembered.
+
+    F is the mean of squared gradients of single rows, in fp32: 4 bytes per trainable entry beside θ0.
+
+    Args:
+        strength: λ of the paper.
+        fisher: From rows of a ``source``'s train split, or from text that the model has ``generated`` itself.
+        rows: How many.
+        form: ``loss`` or ``decoupled``; see :class:`Pull`.
+        seed: Of the generated text; ``None`` takes the run's seed.
+        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+    """
+
+    batch_size = 1
+
+    def __init__(
+        self,
+        strength: float = 400.0,
+        fisher: Literal["source", "generated"] = "source",
+        rows: int = 256,
+        form: Literal["loss", "decoupled"] = "loss",
+        seed: int | None = None,
+        reference_on: str = "device",
+    ) -> None:
+        super().__init__(strength, form, reference_on)
+        self.rows, self.seed = rows, seed
+        self.needs_data = "source" if fisher == "source" else "model"
+
+    def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
+        if self.needs_data == "model":
+            if model is None:
+                raise RuleError("fisher: generated wants the model: call prepare(model=...).")
+            gradients = self._generated(model)
+        fisher = self.sum_gradients(gradients, self.rows, square=True)
+        self.buffers["fisher"] = self.like_parameters(torch.float32)
+        for name, total in fisher.items():
+            local(self.buffers["fisher"][name]).copy_(total.div_(self.rows))
+
+    def weight(self, name: str) -> Tensor:
+        if "fisher" not in self.buffers:
+            raise RuleError("EWC has no Fisher information yet: call prepare() before the first step.")
+        return local(self.buffers["fisher"][name])
+
+    def _generated(self, model: nn.Module) -> Iterator[None]:
+        for tokens in self_generated(model, self.rows, batch_size=1, seed=self.seed):
+            model.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            yield

@@ -1,0 +1,39 @@
+"""Random mask: what choosing by chance achieves."""
+
+from typing import Literal
+
+import torch
+
+from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.importance.seeding import generator
+from mllm_lit.importance.sharding import shard_like
+
+
+class RandomMask(FixedMask):
+    """Train each entry with a fixed probability, drawn once.
+
+    Args:
+        trained: The probability.
+        seed: ``None`` takes the run's seed. A tensor's mask depends on the seed and its name alone.
+        apply: See :class:`FixedMask`.
+        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+    """
+
+    def __init__(
+        self,
+        trained: float = 0.5,
+        seed: int | None = None,
+        apply: Literal["weights", "gradients"] = "weights",
+        reference_on: str = "device",
+    ) -> None:
+        super().__init__(apply, reference_on)
+        self.trained_share, self.seed = check_share("trained", trained), seed
+
+    def start(self) -> None:
+        super().start()
+        masks = {}
+        for name, parameter in self.parameters.items():
+            # Drawn whole and on the CPU, so that devices and shards do not matter.
+            draw = torch.rand(parameter.shape, generator=generator(self.seed, name))
+            masks[name] = shard_like(draw < self.trained_share, parameter)
+        self.keep_only(masks)

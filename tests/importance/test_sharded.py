@@ -1,0 +1,157 @@
+"""Two and four processes give the weights of one, under FSDP2 and DDP, and gather nothing."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider
+
+RULES: dict[str, Any] = {
+    "spider": Spider,
+    "spider hard": lambda: Spider(mask="hard"),
+    "magnitude": MagnitudeMask,
+    "random": lambda: RandomMask(seed=1),
+    "mofo": lambda: MoFO(0.2),
+    "l2sp": lambda: L2SP(0.5),
+}
+STEPS = 6
+
+
+def _model() -> nn.Sequential:
+    torch.manual_seed(0)
+    # Sizes that two and four ranks do not divide, so that shards are uneven and one is empty.
+    model = nn.Sequential(nn.Linear(7, 13), nn.LayerNorm(13), nn.Tanh(), nn.Linear(13, 3))
+    nn.init.normal_(model[1].weight, 1.0, 0.1)
+    nn.init.normal_(model[1].bias, 0.0, 0.1)
+    return model
+
+
+def _train(model: nn.Module, rule: Rule, parameters: dict[str, nn.Parameter]) -> list[tuple[str, int]]:
+    """Train with full batches on every rank (so that averaged gradients are alike) and log the rule's collectives."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.05, foreach=False)
+    calls: list[tuple[str, int]] = []
+    originals = {
+        name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor", "all_gather", "broadcast")
+    }
+    inside = False
+
+    def spy(name: str) -> Any:
+        def call(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            if inside:
+                calls.append((name, tensor.numel() * tensor.element_size() if isinstance(tensor, Tensor) else -1))
+            return originals[name](tensor, *args, **kwargs)
+
+        return call
+
+    rule.attach(optimizer, parameters.items())
+    hook = rule.after_step
+
+    def watched() -> None:
+        nonlocal inside
+        inside = True
+        hook()
+        inside = False
+
+    rule.after_step = watched  # type: ignore[method-assign]
+    for name in originals:
+        setattr(dist, name, spy(name))
+    try:
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(STEPS):
+            x, y = torch.randn(16, 7, generator=generator), torch.randn(16, 3, generator=generator)
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimizer.step()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return calls
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+def _rank(rank: int, world: int, folder: str) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    mesh = init_device_mesh("cpu", (world,))
+    out: dict[str, Any] = {}
+    for kind in ("fsdp2", "ddp"):
+        for key, make in RULES.items():
+            model, rule = _model(), make()
+            if kind == "fsdp2":
+                fully_shard(model, mesh=mesh)
+                parameters = dict(model.named_parameters())
+                calls = _train(model, rule, parameters)
+            else:
+                parameters = dict(model.named_parameters())
+                calls = _train(DistributedDataParallel(model), rule, parameters)
+            figures = rule.statistics()
+            state = {kind_: {n: _whole(t) for n, t in b.items()} for kind_, b in rule.state_dict()["buffers"].items()}
+            if kind == "fsdp2":  # a whole state loads into shards
+                rule.load_state_dict(rule.state_dict() | {"buffers": state})
+                again = {k: {n: _whole(t) for n, t in b.items()} for k, b in rule.state_dict()["buffers"].items()}
+                assert all(torch.equal(again[k][n], state[k][n]) for k in state for n in state[k])
+            out[f"{kind} {key}"] = {
+                "weights": {name: _whole(p) for name, p in parameters.items()},
+                "figures": figures,
+                "state": state,
+                "calls": calls,
+                "identity": Reference.capture(dict(parameters.items())).identity,
+            }
+    if rank == 0:
+        torch.save(out, f"{folder}/out.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+FOUR = pytest.param(4, marks=pytest.mark.skipif((os.cpu_count() or 1) < 4, reason="four processes want four cores"))
+
+
+@pytest.fixture(scope="module", params=[2, FOUR])
+def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder: Path = tmp_path_factory.mktemp(f"ranks{request.param}")
+    mp.spawn(_rank, (request.param, str(folder)), nprocs=request.param)
+    return torch.load(folder / "out.pt", weights_only=False)
+
+
+@pytest.mark.parametrize("key", RULES)
+@pytest.mark.parametrize("kind", ["fsdp2", "ddp"])
+def test_ranks_equal_one_process(sharded: dict[str, Any], kind: str, key: str) -> None:
+    model, rule = _model(), RULES[key]()
+    _train(model, rule, dict(model.named_parameters()))
+    result = sharded[f"{kind} {key}"]
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(result["weights"][name], p.detach(), rtol=1e-5, atol=1e-6)
+    for name, figures in rule.statistics().items():
+        for figure, value in figures.items():
+            torch.testing.assert_close(result["figures"][name][figure], value, rtol=1e-4, atol=1e-6)
+    for kind_, tensors in rule.state_dict()["buffers"].items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(result["state"][kind_][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_spider_reduces_two_short_rows_and_gathers_nothing(sharded: dict[str, Any]) -> None:
+    parameters = len(list(_model().parameters()))
+    assert sharded["fsdp2 spider"]["calls"] == [("all_reduce", parameters * 2 * 8)] * 2 * STEPS
+    assert sharded["fsdp2 spider hard"]["calls"] == [("all_reduce", parameters * 2 * 8)] * STEPS
+    assert sharded["ddp spider"]["calls"] == []
+
+
+def test_identity_does_not_depend_on_sharding(sharded: dict[str, Any]) -> None:
+    for kind in ("fsdp2", "ddp"):
+        result = sharded[f"{kind} spider"]
+        assert Reference.capture(result["weights"]).identity == result["identity"]

@@ -1,0 +1,175 @@
+"""A few rows of every release, in its publisher's true layout, with tiny pictures; written into a folder on demand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+TEN_REDS = ["red"] * 6 + ["dark red"] * 3 + ["pink"]
+
+
+def picture(path: Path, colour: str = "red") -> None:
+    """A 4 x 3 picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3), colour).save(path)
+
+
+def write(path: Path, content: Any) -> None:
+    """JSON, and the folders on the way to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def annotators(answers: list[str]) -> list[dict[str, Any]]:
+    """Answers as VQA's releases have them."""
+    return [{"answer": a, "answer_confidence": "yes", "answer_id": i} for i, a in enumerate(answers, 1)]
+
+
+def scienceqa(root: Path) -> None:
+    common = {"task": "closed choice", "category": "c", "skill": "s", "lecture": "", "solution": ""}
+    problems = {
+        "1": {"question": "Which is a dog?", "choices": ["cat", "dog"], "answer": 1, "hint": "", "image": "image.png",
+              "grade": "grade3", "subject": "natural science", "topic": "biology", "split": "train"},
+        "2": {"question": "Which is a noun?", "choices": ["run", "sun", "fun"], "answer": 1, "hint": "Think.",
+              "image": None, "grade": "grade8", "subject": "language science", "topic": "verbs", "split": "train"},
+        "3": {"question": "Which state is this?", "choices": ["Ohio", "Utah"], "answer": 0, "hint": "See the map.",
+              "image": "image.png", "grade": "grade6", "subject": "social science", "topic": "geo", "split": "test"},
+    }  # fmt: skip
+    write(root / "problems.json", {pid: problem | common for pid, problem in problems.items()})
+    write(root / "pid_splits.json", {"train": ["1", "2"], "val": [], "test": ["3"], "minitest": ["3"]})
+    picture(root / "images/train/1/image.png")
+    picture(root / "images/test/3/image.png")
+
+
+def iconqa(root: Path) -> None:
+    base = root / "iconqa_data/iconqa/test"
+    extra = {"grade": "prek", "label": "S2"}
+    rows = {
+        "choose_txt/10": {"question": "Is it even?", "choices": ["Yes", "no"], "answer": 0, "ques_type": "choose_txt"},
+        "choose_txt/9": {"question": "Which?", "choices": ["3", "5"], "answer": "5", "ques_type": "choose_txt"},
+        "fill_in_blank/7": {"question": "There are () dots.", "answer": 4, "ques_type": "fill_in_blank"},
+    }
+    for name, row in rows.items():
+        write(base / name / "data.json", row | extra)
+        picture(base / name / "image.png")
+
+
+def _vqa(root: Path, prefix: str, consensus: bool) -> None:
+    questions = [
+        {"image_id": 9, "question": "What color is it?", "question_id": 9000},
+        {"image_id": 9, "question": "Is it big?", "question_id": 9001},
+    ]
+    annotations: list[dict[str, Any]] = [
+        {"question_id": 9000, "image_id": 9, "question_type": "what color", "answer_type": "other",
+         "answers": annotators(TEN_REDS)},
+        {"question_id": 9001, "image_id": 9, "question_type": "is it", "answer_type": "yes/no",
+         "answers": annotators(["no"] * 10)},
+    ]  # fmt: skip
+    if consensus:
+        annotations[0]["multiple_choice_answer"] = "red"
+        annotations[1]["multiple_choice_answer"] = "no"
+    write(root / f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
+    write(root / f"{prefix}mscoco_val2014_annotations.json", {"annotations": annotations})
+    picture(root / "val2014/COCO_val2014_000000000009.jpg")
+
+
+def vqav2(root: Path) -> None:
+    _vqa(root, "v2_", consensus=True)
+
+
+def okvqa(root: Path) -> None:
+    _vqa(root, "", consensus=False)
+
+
+def vizwiz(root: Path) -> None:
+    row = {"image": "VizWiz_val_00000000.jpg", "question": "What color?", "answers": annotators(TEN_REDS),
+           "answer_type": "other", "answerable": 1}  # fmt: skip
+    write(root / "Annotations/val.json", [row])
+    picture(root / "val/VizWiz_val_00000000.jpg")
+
+
+def ocrvqa(root: Path) -> None:
+    book = {"imageURL": "http://images.example/I/51.jpg", "title": "T", "authorName": "A", "genre": "Cookbooks",
+            "questions": ["What is the genre?", "Is this a cookbook?"], "answers": ["Cookbooks", "Yes"]}  # fmt: skip
+    write(root / "dataset.json", {"0761183272": book | {"split": 3}, "1491580240": book | {"split": 1}})
+    picture(root / "images/0761183272.jpg")
+    picture(root / "images/1491580240.jpg")
+
+
+def textvqa(root: Path) -> None:
+    row = {"question_id": 34602, "question": "What brand is it?", "image_id": "003a8ae2ef43b901",
+           "image_classes": [], "answers": TEN_REDS, "set_name": "val"}  # fmt: skip
+    page = {"image_id": "003a8ae2ef43b901", "ocr_tokens": ["DAKOTA", "DIGITAL"], "ocr_info": []}
+    write(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
+    write(root / "TextVQA_Rosetta_OCR_v0.2_val.json", {"dataset_type": "val", "data": [page]})
+    picture(root / "train_images/003a8ae2ef43b901.jpg")
+
+
+def gqa(root: Path) -> None:
+    row = {"imageId": "n161313", "question": "Is it overcast?", "answer": "no", "fullAnswer": "No, it is clear.",
+           "types": {"structural": "verify", "semantic": "global"}, "isBalanced": True}  # fmt: skip
+    write(root / "questions1.2/testdev_balanced_questions.json", {"201307251": row})
+    for shard in range(2):
+        write(root / f"questions1.2/train_all_questions/train_all_questions_{shard}.json", {f"{shard}": row})
+    picture(root / "images/n161313.jpg")
+
+
+def _karpathy(name: str, image: dict[str, Any]) -> dict[str, Any]:
+    sentences = [{"raw": "A red square.", "tokens": ["a", "red", "square"]}, {"raw": "Red.", "tokens": ["red"]}]
+    images = [image | {"sentences": sentences, "split": split, "imgid": i} for i, split in enumerate(("train", "test"))]
+    return {"dataset": name, "images": images}
+
+
+def flickr30k(root: Path) -> None:
+    write(root / "dataset_flickr30k.json", _karpathy("flickr30k", {"filename": "1000092795.jpg"}))
+    picture(root / "flickr30k-images/1000092795.jpg")
+
+
+def coco_captions(root: Path) -> None:
+    for split in ("train2014", "val2014"):
+        images = [{"id": i, "file_name": f"COCO_{split}_{i:012d}.jpg", "height": 3, "width": 4} for i in (42, 7)]
+        captions = [(42, "A red square."), (7, "Blue."), (42, "Something red ")]
+        annotations = [{"id": i, "image_id": image, "caption": c} for i, (image, c) in enumerate(captions)]
+        write(root / f"annotations/captions_{split}.json", {"info": {}, "images": images, "annotations": annotations})
+        for image in images:
+            picture(root / split / str(image["file_name"]))
+    image = {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg", "cocoid": 42}
+    write(root / "dataset_coco.json", _karpathy("coco", image))
+
+
+def pope(root: Path) -> None:
+    rows = [{"question_id": i, "image": "COCO_val2014_000000310196.jpg", "text": f"Is there a {thing} in the image?",
+             "label": label} for i, (thing, label) in enumerate([("snowboard", "yes"), ("car", "no")], 1)]  # fmt: skip
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    picture(root / "val2014/COCO_val2014_000000310196.jpg")
+
+
+def conversations(root: Path) -> None:
+    turns = ["<image>\nWhat is it?", "A square.", "What color?", "Red."]
+    roles = ["human", "gpt"] * 2
+    rows = [
+        {"id": "a", "image": "pics/a.png",
+         "conversations": [{"from": r, "value": v} for r, v in zip(roles, turns, strict=True)]},
+        {"id": "b", "conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "hi"}]},
+    ]  # fmt: skip
+    write(root / "train.json", rows)
+    picture(root / "pics/a.png")
+
+
+RELEASES: dict[str, Callable[[Path], None]] = {
+    "scienceqa": scienceqa,
+    "iconqa": iconqa,
+    "vqav2": vqav2,
+    "okvqa": okvqa,
+    "vizwiz": vizwiz,
+    "ocrvqa": ocrvqa,
+    "textvqa": textvqa,
+    "gqa": gqa,
+    "flickr30k": flickr30k,
+    "coco_captions": coco_captions,
+    "pope": pope,
+    "conversations": conversations,
+}

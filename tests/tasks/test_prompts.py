@@ -1,0 +1,93 @@
+"""What each task's rows look like in the chat formats of four families of models, and what is trained on."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoProcessor
+
+from mllm_lit.data.prompt import ChatFormat
+from mllm_lit.data.sample import Sample
+from mllm_lit.tasks import IconQA, ScienceQA, Task, TextVQA, VizWiz, VQAv2
+from mllm_lit.tasks.captions import BRIEF
+from mllm_lit.tasks.coco import COCOCaptions
+from tests.tasks.releases import RELEASES
+from tests.tiny import tiny_tokenizer
+
+EMBEDDED = Path(__file__).parent.parent.parent / "mllm_lit" / "backbones" / "embedded"
+CONTENT = (
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+)
+TEMPLATES = {
+    "vicuna": (
+        "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+        + CONTENT
+        + "{{ ' ' if message['role'] == 'user' else eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    ).replace("IMAGE", "<image>\n"),
+    "qwen": (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}" + CONTENT + "{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("IMAGE", "<|vision_start|><image><|vision_end|>"),
+    "smolvlm": (
+        "<|im_start|>{% for message in messages %}{{ message['role'].capitalize() + ': ' }}" + CONTENT
+        + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    ).replace("IMAGE", "<image>"),
+}  # fmt: skip
+AROUND = {
+    "vicuna": ("USER: <image>\n{question} ASSISTANT:", " {answer}</s>"),
+    "qwen": (
+        "<|im_start|>user\n<|vision_start|><image><|vision_end|>{question}<|im_end|>\n<|im_start|>assistant\n",
+        "{answer}<|im_end|>",
+    ),
+    "smolvlm": (
+        "<|im_start|>User: <image>{question}<end_of_utterance>\nAssistant:",
+        " {answer}<end_of_utterance>",
+    ),
+}
+SHORT = "Answer the question using a single word or phrase."
+ASKED: list[tuple[Task, str, str, str]] = [
+    (ScienceQA(), "train", "Which is a dog? A.cat, B.dog", "B"),
+    (
+        IconQA(), "test",
+        "Which? Choices: 3, 5. Choose an option from the choices to answer the question.", "5",
+    ),
+    (IconQA("fill_in_blank"), "test", "There are () dots. Fill in the blanks in () or answer this question.", "4"),
+    (VQAv2(), "val2014", f"What color is it? {SHORT}", "red"),
+    (
+        VizWiz(), "val",
+        f'Question: What color? When the information is insufficient, respond with "Unanswerable". {SHORT}', "red",
+    ),
+    (TextVQA(ocr=True), "val", f"What brand is it? Reference OCR token: DAKOTA, DIGITAL {SHORT}", "red"),
+    (COCOCaptions(), "val2014", BRIEF[0], "A red square."),
+]  # fmt: skip
+
+
+def _first(task: Task, split: str, root: Path) -> Sample:
+    RELEASES[task.name](root)
+    return task.rows(root, split)[0]
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize(("task", "split", "question", "answer"), ASKED, ids=[f"{a[0].name}-{a[3]}" for a in ASKED])
+def test_prompt_and_target_in_a_family_of_models(
+    family: str, task: Task, split: str, question: str, answer: str, tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"]})
+    tokenizer.chat_template = TEMPLATES[family]
+    turn = ChatFormat(tokenizer).turn(_first(task, split, tmp_path))
+    before, target = (part.format(question=question, answer=answer) for part in AROUND[family])
+    assert turn.prompt == before
+    assert tokenizer.decode(turn.label_ids) == target
+
+
+@pytest.mark.parametrize(("task", "split", "question", "answer"), ASKED, ids=[f"{a[0].name}-{a[3]}" for a in ASKED])
+def test_prompt_and_target_of_the_embedded_model(
+    task: Task, split: str, question: str, answer: str, tmp_path: Path
+) -> None:
+    processor = AutoProcessor.from_pretrained(EMBEDDED)
+    turn = ChatFormat(processor).turn(_first(task, split, tmp_path))
+    assert question in turn.prompt
+    assert turn.prompt.count(processor.image_token) == 1
+    assert processor.tokenizer.decode(turn.label_ids).strip() == f"{answer}{processor.tokenizer.eos_token}"

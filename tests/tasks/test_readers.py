@@ -1,0 +1,296 @@
+"""Every reader on its release's true layout, and on what can be wrong with it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mllm_lit.data.images import load_image
+from mllm_lit.data.preflight import row_faults
+from mllm_lit.tasks import (
+    GQA,
+    OCRVQA,
+    OKVQA,
+    POPE,
+    TASKS,
+    COCOCaptions,
+    Conversations,
+    DatasetError,
+    Flickr30k,
+    IconQA,
+    ScienceQA,
+    Task,
+    TextVQA,
+    VizWiz,
+    VQAv2,
+    embedded_root,
+)
+from tests.tasks.releases import RELEASES, TEN_REDS, picture, write
+
+
+@dataclass
+class Case:
+    """What the first row of a split has to be."""
+
+    task: Task
+    split: str
+    ids: list[str]
+    question: str
+    answer: str
+    image: str | None
+    references: list[str]
+
+
+SHORT = "Answer the question using a single word or phrase."
+VIZWIZ = 'When the information is insufficient, respond with "Unanswerable". '
+CAPTION = "Provide a brief description of the given image."
+CHOOSE = "Choose an option from the choices to answer the question."
+RED = ["A red square.", "Something red"]
+CASES = [
+    Case(ScienceQA(), "train", ["1", "2"], "Which is a dog? A.cat, B.dog", "B", "images/train/1/image.png", ["B"]),
+    Case(
+        ScienceQA(image_only=True, context=True), "minitest", ["3"],
+        "See the map.\nWhich state is this? A.Ohio, B.Utah", "A", "images/test/3/image.png", ["A"],
+    ),
+    Case(
+        IconQA(), "test", ["9", "10"], f"Which? Choices: 3, 5. {CHOOSE}", "5",
+        "iconqa_data/iconqa/test/choose_txt/9/image.png", ["5"],
+    ),
+    Case(
+        IconQA("fill_in_blank"), "test", ["7"],
+        "There are () dots. Fill in the blanks in () or answer this question.", "4",
+        "iconqa_data/iconqa/test/fill_in_blank/7/image.png", ["4"],
+    ),
+    Case(
+        VQAv2(), "val2014", ["9000", "9001"], f"What color is it? {SHORT}", "red",
+        "val2014/COCO_val2014_000000000009.jpg", TEN_REDS,
+    ),
+    Case(
+        OKVQA(), "val2014", ["9000", "9001"], f"What color is it? {SHORT}", "red",
+        "val2014/COCO_val2014_000000000009.jpg", TEN_REDS,
+    ),
+    Case(
+        VizWiz(), "val", ["VizWiz_val_00000000"], f"Question: What color? {VIZWIZ}{SHORT}", "red",
+        "val/VizWiz_val_00000000.jpg", TEN_REDS,
+    ),
+    Case(
+        OCRVQA(), "test", ["0761183272#0", "0761183272#1"], f"What is the genre? {SHORT}", "Cookbooks",
+        "images/0761183272.jpg", ["Cookbooks"],
+    ),
+    Case(
+        TextVQA(), "val", ["34602"], f"What brand is it? {SHORT}", "red",
+        "train_images/003a8ae2ef43b901.jpg", TEN_REDS,
+    ),
+    Case(
+        TextVQA(ocr=True), "val", ["34602"], f"What brand is it? Reference OCR token: DAKOTA, DIGITAL {SHORT}", "red",
+        "train_images/003a8ae2ef43b901.jpg", TEN_REDS,
+    ),
+    Case(GQA(), "testdev_balanced", ["201307251"], f"Is it overcast? {SHORT}", "no", "images/n161313.jpg", ["no"]),
+    Case(GQA(), "train_all", ["0", "1"], f"Is it overcast? {SHORT}", "no", "images/n161313.jpg", ["no"]),
+    Case(
+        Flickr30k(prompt="Caption it."), "test", ["1"], "Caption it.", "A red square.",
+        "flickr30k-images/1000092795.jpg", ["A red square.", "Red."],
+    ),
+    Case(
+        COCOCaptions(), "train2014", ["42#0", "42#1", "7#0"], CAPTION, "A red square.",
+        "train2014/COCO_train2014_000000000042.jpg", RED,
+    ),
+    Case(
+        COCOCaptions(), "val2014", ["42", "7"], CAPTION, "A red square.",
+        "val2014/COCO_val2014_000000000042.jpg", RED,
+    ),
+    Case(
+        COCOCaptions(splits="karpathy"), "test", ["42"], CAPTION, "A red square.",
+        "val2014/COCO_val2014_000000000042.jpg", ["A red square.", "Red."],
+    ),
+    Case(
+        POPE(), "adversarial", ["1", "2"], f"Is there a snowboard in the image? {SHORT}", "yes",
+        "val2014/COCO_val2014_000000310196.jpg", ["yes"],
+    ),
+    Case(Conversations(), "train", ["a#0", "a#1", "b"], "What is it?", "A square.", "pics/a.png", ["A square."]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task.name}-{case.split}")
+def test_release_is_read_as_published(case: Case, tmp_path: Path) -> None:
+    RELEASES[case.task.name](tmp_path)
+    samples = case.task.rows(tmp_path, case.split)
+    first = samples[0]
+    assert [sample.id for sample in samples] == case.ids
+    assert (first.question, first.answer, list(first.references)) == (case.question, case.answer, case.references)
+    assert first.images == (() if case.image is None else (tmp_path / case.image,))
+    assert all(load_image(image, "here").size == (4, 3) for sample in samples for image in sample.images)
+    assert row_faults(samples) == []
+    assert all(sample.origin for sample in samples)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task.name}-{case.split}")
+def test_right_answers_score_full_marks_and_wrong_ones_none(case: Case, tmp_path: Path) -> None:
+    RELEASES[case.task.name](tmp_path)
+    samples = case.task.rows(tmp_path, case.split)
+    right, wrong = case.task.metric(), case.task.metric()
+    right.update([sample.answer for sample in samples], samples)
+    wrong.update(["zebra crossing nothing" for _ in samples], samples)
+    key = "bleu_1" if right.headline == "cider" else right.headline
+    assert right.headline in right.compute()
+    assert right.compute()[key] == pytest.approx(100)
+    assert wrong.compute()[key] < 70
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task.name}-{case.split}")
+def test_unknown_split_lists_those_there_are(case: Case, tmp_path: Path) -> None:
+    RELEASES[case.task.name](tmp_path)
+    with pytest.raises(DatasetError, match=r"no split 'trian'.*there are: \w+"):
+        case.task.rows(tmp_path, "trian")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.task.name}-{case.split}")
+def test_missing_release_names_the_tree_and_where_to_get_it(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError) as caught:
+        case.task.rows(tmp_path / "nowhere", case.split)
+    message = str(caught.value)
+    assert "nowhere" in message
+    assert "ROOT/" in message
+    assert case.task.published_at in message
+
+
+def test_every_task_but_the_general_tables_has_a_release_here() -> None:
+    assert set(RELEASES) == set(TASKS) - {"huggingface"}
+    assert {name: task.name for name, task in TASKS.items()} == {name: name for name in TASKS}
+
+
+def test_embedded_root_is_a_folder_and_others_are_refused() -> None:
+    assert embedded_root("scienceqa").name == "scienceqa"
+    with pytest.raises(ValueError, match="no embedded data for 'okvqa'; embedded are: scienceqa"):
+        embedded_root("okvqa")
+
+
+def test_scienceqa_labels_for_the_official_table(tmp_path: Path) -> None:
+    RELEASES["scienceqa"](tmp_path)
+    one, two = ScienceQA().rows(tmp_path, "train")
+    assert (one.meta["subject"], one.meta["given"], one.meta["grades"]) == ("NAT", "IMG", "G1-6")
+    assert (two.meta["subject"], two.meta["given"], two.meta["grades"]) == ("LAN", "TXT", "G7-12")
+    assert two.images == ()
+
+
+def test_conversation_history_precedes_the_question(tmp_path: Path) -> None:
+    RELEASES["conversations"](tmp_path)
+    second = Conversations().rows(tmp_path, "train")[1]
+    alone = Conversations(history=False).rows(tmp_path, "train")[1]
+    assert second.question == "What is it?\nA square.\nWhat color?"
+    assert alone.question == "What color?"
+
+
+def test_flickr_draws_from_eleven_instructions_the_same_way_every_time(tmp_path: Path) -> None:
+    image = {"filename": "a.jpg", "sentences": [{"raw": "red"}], "split": "test"}
+    write(tmp_path / "dataset_flickr30k.json", {"images": [image | {"imgid": i} for i in range(200)]})
+    picture(tmp_path / "flickr30k-images/a.jpg")
+    asked = [sample.question for sample in Flickr30k().rows(tmp_path, "test")]
+    assert len(set(asked)) == 11
+    assert asked == [sample.question for sample in Flickr30k().rows(tmp_path, "test")]
+
+
+def test_template_with_an_unknown_field_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown field\(s\) \['hints'\]; there are: \{question\}"):
+        VQAv2(prompt="{question} {hints}")
+    assert TextVQA(prompt="{ocr}|{question}", ocr=True).prompt == "{ocr}|{question}"
+    with pytest.raises(ValueError, match="'ocr'"):
+        TextVQA(prompt="{ocr}|{question}")
+
+
+def _edit(path: Path, change: Callable[[Any], Any]) -> None:
+    content = json.loads(path.read_text())
+    write(path, change(content) or content)
+
+
+BAD: list[tuple[str, Task, str, str, Callable[[Any], Any], str]] = [
+    ("answer beyond the choices", ScienceQA(), "train", "problems.json",
+     lambda c: c["1"].update(answer=2), r"problems.json:1: field 'answer' is 2, but there are 2 choices"),
+    ("answer of another type", ScienceQA(), "train", "problems.json",
+     lambda c: c["1"].update(answer="B"), "field 'answer' is 'B', expected the index"),
+    ("no choices", ScienceQA(), "train", "problems.json",
+     lambda c: c["2"].update(choices=[]), "problems.json:2: field 'choices' is an empty list"),
+    ("missing field", ScienceQA(), "train", "problems.json",
+     lambda c: c["1"].pop("image") and None, "problems.json:1: field 'image' is missing; the row has"),
+    ("odd grade", ScienceQA(), "train", "problems.json", lambda c: c["1"].update(grade="13"), "grade1 ... grade12"),
+    ("listed but absent", ScienceQA(), "train", "pid_splits.json",
+     lambda c: c["train"].append("99"), "problems.json:99: listed in pid_splits.json"),
+    ("no such choice", IconQA(), "test", "iconqa_data/iconqa/test/choose_txt/9/data.json",
+     lambda c: c.update(answer="7"), "'7', which is none of the choices"),
+    ("empty answer list", VQAv2(), "val2014", "v2_mscoco_val2014_annotations.json",
+     lambda c: c["annotations"][1].update(answers=[]), r"questions.json:1: field 'answers' is an empty list"),
+    ("unanswered question", VQAv2(), "val2014", "v2_mscoco_val2014_annotations.json",
+     lambda c: c["annotations"].pop() and None, "question_id 9001 has no annotation"),
+    ("orphan annotation", VQAv2(), "val2014", "v2_OpenEnded_mscoco_val2014_questions.json",
+     lambda c: c["questions"].pop() and None, "annotations.json:9001: no such question_id"),
+    ("another image", VQAv2(), "val2014", "v2_OpenEnded_mscoco_val2014_questions.json",
+     lambda c: c["questions"][0].update(image_id=8), "asks about image 8, but is annotated for image 9"),
+    ("blank question", OKVQA(), "val2014", "OpenEnded_mscoco_val2014_questions.json",
+     lambda c: c["questions"][0].update(question=" "), "questions.json:0: field 'question' is empty"),
+    ("wrong file", VQAv2(), "val2014", "v2_mscoco_val2014_annotations.json", lambda c: [1], "no list 'annotations'"),
+    ("captions of other images", COCOCaptions(), "val2014", "annotations/captions_val2014.json",
+     lambda c: c["annotations"][1].update(image_id=5), r"annotations\[1\]: captions image 5, which this file"),
+    ("uncaptioned image", COCOCaptions(), "val2014", "annotations/captions_val2014.json",
+     lambda c: c["annotations"].pop(1) and None, r"images\[1\]: image 7 has no caption"),
+    ("nine annotators", TextVQA(), "val", "TextVQA_0.5.1_val.json",
+     lambda c: c["data"][0].update(answers=["x"] * 9), "9 answers; the metric is defined for 10"),
+    ("no OCR page", TextVQA(ocr=True), "val", "TextVQA_Rosetta_OCR_v0.2_val.json",
+     lambda c: c["data"][0].update(image_id="other"), "not among those with OCR tokens"),
+    ("unequal lists", OCRVQA(), "test", "dataset.json",
+     lambda c: c["0761183272"].update(answers=["Yes"]), "dataset.json:0761183272: 2 questions, but 1 answers"),
+    ("half an exchange", Conversations(), "train", "train.json",
+     lambda c: c[0]["conversations"].pop() and None, "3 turns, expected questions each with an answer"),
+    ("marker without image", Conversations(), "train", "train.json",
+     lambda c: c[0].pop("image") and None, "1 <image> markers for 0 images"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "split", "file", "change", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_row_is_named(
+    task: Task, split: str, file: str, change: Callable[[Any], Any], message: str, tmp_path: Path
+) -> None:
+    RELEASES[task.name](tmp_path)
+    _edit(tmp_path / file, change)
+    with pytest.raises(DatasetError, match=message):
+        task.rows(tmp_path, split)
+
+
+def test_all_bad_rows_are_reported_together(tmp_path: Path) -> None:
+    RELEASES["scienceqa"](tmp_path)
+    _edit(tmp_path / "problems.json", lambda c: [c[pid].update(answer=9) for pid in ("1", "2")] and c)
+    with pytest.raises(DatasetError, match="2 faulty rows") as caught:
+        ScienceQA().rows(tmp_path, "train")
+    assert [(fault.row, Path(fault.file).name) for fault in caught.value.faults] == [
+        ("1", "problems.json"),
+        ("2", "problems.json"),
+    ]
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    RELEASES["pope"](tmp_path)
+    path = tmp_path / "coco_pope_adversarial.json"
+    path.write_bytes(path.read_bytes() + b'{"text": "caf\xe9"}\n')
+    with pytest.raises(DatasetError, match=r"line 3, byte \d+ is not UTF-8 text \(0xe9\)"):
+        POPE().rows(tmp_path, "adversarial")
+
+
+def test_broken_json_is_named_with_its_place(tmp_path: Path) -> None:
+    RELEASES["gqa"](tmp_path)
+    (tmp_path / "questions1.2/testdev_balanced_questions.json").write_text('{"1": {"question"\n: }}')
+    with pytest.raises(DatasetError, match="line 2, column 3: not valid JSON"):
+        GQA().rows(tmp_path, "testdev_balanced")
+    RELEASES["pope"](tmp_path)
+    path = tmp_path / "coco_pope_adversarial.json"
+    path.write_text(path.read_text() + "{]\n{]\n")
+    with pytest.raises(DatasetError, match="2 faulty rows"):
+        POPE().rows(tmp_path, "adversarial")
+
+
+def test_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    RELEASES["ocrvqa"](tmp_path)
+    path = tmp_path / "dataset.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(OCRVQA().rows(tmp_path, "test")) == 2

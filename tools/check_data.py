@@ -1,0 +1,40 @@
+"""Check every row and decode every image of a configuration's data: python tools/check_data.py --config configs/X.yaml.
+
+Takes what tools/fit.py takes, and ``--faults FILE`` for the list as JSON. Exits with 1 if there is a fault.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from mllm_lit.cli import MLLMCLI, quiet
+from mllm_lit.data.preflight import check, read_all
+
+
+def main() -> int:
+    """Parse, read, check, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=Path, help="write the faults to this file, as JSON")
+    parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
+    options, rest = parser.parse_known_args()
+    quiet()
+    sys.argv = [sys.argv[0], *rest]
+    data = MLLMCLI(run=False).datamodule
+    parts = [(data.task.name, data.task, data.root, split) for split in data.splits.values()]
+    parts += [(name, source.task, source.root, source.split) for name, source in data.sources.items()]
+    datasets, faults = read_all(
+        {f"{name} {split}": partial(task.rows, root, split) for name, task, root, split in parts}
+    )
+    faults += check(datasets, options.workers)
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
+    if options.faults is not None:
+        options.faults.write_text(json.dumps([asdict(fault) for fault in faults], indent=1) + "\n", encoding="utf-8")
+    sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows of {', '.join(datasets)}\n")
+    return int(bool(faults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
