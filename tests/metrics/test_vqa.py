@@ -13,8 +13,8 @@ MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", 
 DIGITS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
           "seven": "7", "eight": "8", "nine": "9", "ten": "10"}  # fmt: skip
 SOME_CONTRACTIONS = {"dont": "don't", "cant": "can't", "hadnt've": "hadn't've", "hadn'tve": "hadn't've",
-                     "twas": "'twas", "yall": "y'all", "oclock": "o'clock", "somebody'd": "somebodyd", "ow's'at": "'ow's'at",
-                     "youve": "you've", "whos": "who's", "let's": "let's"}  # fmt: skip
+                     "twas": "'twas", "yall": "y'all", "oclock": "o'clock", "somebody'd": "somebodyd",
+                     "ow's'at": "'ow's'at", "youve": "you've", "whos": "who's", "let's": "let's"}  # fmt: skip
 PIECES = ["a", "an", "the", "The", "two", "none", "2", "red", "dog", "dont", "CANT", "hadnt've", "twas", "somebody'd",
           "10:30", "1,000", "1,5", "3.5", "a.b", "end.", "...", "it's", "yes", "no", "-", ",", "?", "!", "/", "(", ")",
           "t-shirt", "x,y", " ,", "; ", "\n", "\t", "", "'", "u.s.", ".5", "5."]  # fmt: skip
