@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -78,8 +78,6 @@ class MLLMCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
-        if logger:
-            callbacks.append(LearningRateMonitor(logging_interval="step"))
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
         settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
         return self._instantiate_trainer(settings, callbacks)

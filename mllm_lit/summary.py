@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from mllm_lit.metrics import forgetting, tradeoff
@@ -84,26 +85,30 @@ def write(summary: dict[str, Any], folder: Path) -> Path:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The run's results as a table for the terminal."""
+    """The run's results as a table for the terminal, 80 columns wide at most for short names."""
     parts = " · ".join(str(summary[key]) for key in ("backbone", "adapter", "importance") if summary[key])
-    out = Table(title=f"{summary['experiment']}: {parts} · seed {summary['seed']}", title_justify="left")
-    for heading in ("set", "score", "before", "after", "change", "forgotten", "NLL before", "NLL after"):
-        out.add_column(heading, justify="left" if heading in ("set", "score") else "right")
-    sets = {f"{summary['target']['name']} (target)": summary["target"], **summary["sources"]}
+    title = f"{summary['experiment']}: {parts} · seed {summary['seed']}"
+    out = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
+    for heading in ("target\nsources", "score"):
+        out.add_column(heading, no_wrap=True, vertical="bottom")
+    for heading in ("before", "after", "change", "forgotten", "NLL\nbefore", "NLL\nafter"):
+        out.add_column(heading, justify="right", vertical="bottom")
+    sets = {summary["target"]["name"]: summary["target"], **summary["sources"]}
     for i, (name, row) in enumerate(sets.items()):
         lost = f"{row['forgetting']:.1f}" if "forgetting" in row else ""
         cells = [f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['after'] - row['before']:+.1f}", lost]
         nll = [f"{row['nll_before']:.3f}", f"{row['nll_after']:.3f}"]
-        out.add_row(name, row["metric"], *cells, *nll, end_section=i in (0, len(sets) - 1))
-    if summary["tradeoff"]:
-        trade = summary["tradeoff"]
-        out.add_row("A^S · A^T · H · O", "", "", " · ".join(f"{trade[key]:.1f}" for key in ("A_S", "A_T", "H", "O")))
+        out.add_row(name, row["metric"], *cells, *nll, end_section=i == 0)
     cost, count = summary["cost"], summary["parameters"]
     share = 100 * count["trainable"] / count["total"]
-    out.caption = (
-        f"trained {count['trainable']:,} of {count['total']:,} parameters ({share:.2f} %) in "
-        f"{cost['train_seconds']:.0f} s, {cost['steps']} steps, {cost['tokens_per_second']:.0f} tokens/s, "
-        f"peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB"
-    )
+    lines = [
+        f"trained {count['trainable']:,} of {count['total']:,} parameters ({share:.2f} %)",
+        f"{cost['steps']} steps in {cost['train_seconds']:.0f} s, {cost['tokens_per_second']:.0f} tokens/s, "
+        f"peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+    if trade := summary["tradeoff"]:
+        named = {"sources A^S": "A_S", "target A^T": "A_T", "harmonic mean H": "H", "mean O": "O"}
+        lines.insert(0, " · ".join(f"{label} {trade[key]:.1f}" for label, key in named.items()))
+    out.caption = "\n".join(lines)
     out.caption_justify = "left"
     return out

@@ -69,9 +69,24 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     assert stored["global_step"] == 6
     events = EventAccumulator(str(folder))
     events.Reload()
-    assert {"train/loss", "lr/llm", "lr/connector", "val/toy/nll", "before/source/nll"} <= set(events.Tags()["scalars"])
+    scalars = {"train/loss", "lr/llm", "lr/connector", "train/tokens_per_second", "val/toy/nll", "before/source/nll"}
+    assert scalars <= set(events.Tags()["scalars"])
     assert "toy/before" in events.Tags()["images"]
     assert any("config" in tag for tag in events.Tags()["tensors"])
+
+
+def test_the_main_job_on_what_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"task": {"class_path": "mllm_lit.tasks.COCOCaptions"}, "split": "val2014", "max_samples": 4}
+    overlay = tmp_path / "short.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"sources": {"init_args": {"sets": {"captions": few}}}}}}))
+    words = ["--config", str(CONFIGS / "scienceqa_lora.yaml"), "--config", str(overlay), "--experiment", "main"]
+    words += ["--output", str(tmp_path / "logs"), "--trainer.max_steps", "3", "--trainer.val_check_interval", "2"]
+    run(monkeypatch, *words, "--data.max_samples", "40", "--data.max_eval_samples", "8", "--data.val_samples", "4")
+    folder = tmp_path / "logs" / "main" / "version_0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["target"]["name"], summary["cost"]["steps"]) == ("scienceqa", 3)
+    assert set(summary["sources"]) == {"captions"}
+    assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_config.json", "connector.safetensors"}
 
 
 def test_the_saved_adapter_gives_the_trained_logits(
@@ -124,6 +139,7 @@ def test_spider_runs_by_one_word_and_resumes(config: Path, tmp_path: Path, monke
         (["--model.adaptor", "x"], "adaptor"),
         (["--model.adapter.rnak", "4"], "rnak"),
         (["--data.root", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.root", "/nowhere/at/all"], "Expected there"),
     ],
 )
 def test_a_wrong_word_or_path_is_named(

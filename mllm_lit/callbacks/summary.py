@@ -29,6 +29,7 @@ class SummaryCallback(L.Callback):
         self.experiment, self.forgetting, self.hparams = experiment, forgetting, hparams or {}
         self.seconds = 0.0
         self._since: float | None = None
+        self._logged = 0
 
     # Only time spent in training counts, so evaluation stops the clock.
 
@@ -36,7 +37,17 @@ class SummaryCallback(L.Callback):
         """Start the clock after an evaluation or at the beginning."""
         if self._since is None:
             self._since = time.perf_counter()
-            self._tokens = getattr(trainer.lightning_module, "tokens", 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Log the throughput since training began, evaluation left out."""
+        step = trainer.global_step
+        if self._since is None or step % trainer.log_every_n_steps or step == self._logged:  # type: ignore[attr-defined]
+            return
+        assert isinstance(pl_module, MLLMModule)
+        self._logged = step
+        seconds = self.seconds + time.perf_counter() - self._since
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/tokens_per_second": pl_module.tokens * trainer.world_size / seconds}, step=step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
