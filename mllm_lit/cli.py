@@ -85,6 +85,8 @@ class MLLMCLI(LightningCLI):
     def _hparams(self, config: Any) -> dict[str, Any]:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
         dump = dump.get(self.subcommand, dump)
+        # A column each in TensorBoard's table: what one run differs from another in.
+        dump.get("data", {}).get("init_args", {}).pop("sources", None)
         return {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
 
 

@@ -69,8 +69,9 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     assert stored["global_step"] == 6
     events = EventAccumulator(str(folder))
     events.Reload()
-    scalars = {"train/loss", "lr/llm", "lr/connector", "train/tokens_per_second", "val/toy/nll", "before/source/nll"}
+    scalars = {"train/loss", "lr/llm", "lr/connector", "train/tokens_per_second", "val/toy/nll", "test/source/nll"}
     assert scalars <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("test/toy/nll")] == [0, 6]
     assert "toy/before" in events.Tags()["images"]
     assert any("config" in tag for tag in events.Tags()["tensors"])
 

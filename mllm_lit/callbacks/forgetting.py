@@ -41,13 +41,13 @@ class ForgettingCallback(L.Callback):
             # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
             with pl_module.adapter.without_new_modules(pl_module.net):
                 self.before = self._test(trainer, "before")
-            log_scores(trainer, self.before, "before", step=0)
+            log_scores(trainer, self.before, "test", step=0)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score what came out."""
         if not fast_dev_run(trainer) and not trainer.interrupted:
             self.after = self._test(trainer, "after")
-            log_scores(trainer, self.after, "after", step=trainer.global_step)
+            log_scores(trainer, self.after, "test", step=trainer.global_step)
 
     def _test(self, trainer: L.Trainer, phase: str) -> Scores:
         state = trainer.state.fn, trainer.state.stage
