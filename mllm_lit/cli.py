@@ -13,19 +13,35 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mllm_lit.callbacks.backbone import BackboneCallback
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
-from mllm_lit.module import MLLMModule
+from mllm_lit.data.prompt import FormatError
+from mllm_lit.importance.base import RuleError
+from mllm_lit.module import MLLMModule, NonFiniteLoss
+from mllm_lit.tasks.base import DatasetError
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 class RunDirectoryError(ValueError):
     """The run directory that was asked for is taken."""
+
+
+USER_ERRORS: tuple[type[Exception], ...] = (
+    DatasetError,
+    FormatError,
+    MisconfigurationException,
+    NonFiniteLoss,
+    RuleError,
+    RunDirectoryError,
+)
+"""Errors of input and settings, each with a message that says what to change."""
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -73,7 +89,7 @@ class MLLMCLI(LightningCLI):
             refuse_existing(config["output"] / experiment, config["version"])
             logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
         forgetting = ForgettingCallback()
-        callbacks: list[Any] = [PredictionsCallback(), ImportanceCallback(), forgetting]
+        callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.

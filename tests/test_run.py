@@ -1,6 +1,8 @@
 """The command line, end to end, on the tiny model: what a run leaves behind, and how bad input is answered."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,16 @@ def test_a_wrong_word_or_path_is_named(
     with pytest.raises((SystemExit, Exception)) as error:
         run(monkeypatch, "--config", str(config), *words)
     assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "tools" / "fit.py"), "--config", str(config), "--data.root", "/nowhere"]
+    found = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=found, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "there is no folder '/nowhere'" in done.stderr
+    assert "Expected there" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_run_directory_that_exists_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,13 @@ class Source:
     def __init__(
         self, task: Task, root: Path | str | None = None, split: str | None = None, max_samples: int | None = None
     ) -> None:
-        self.task, self.max_samples = task, max_samples
-        self.root = resolve_root(task, root)
+        self.task, self.max_samples, self._root = task, max_samples, root
         self.split = split or task.split_names["test"]
+
+    @property
+    def root(self) -> Path:
+        """Where the set is read from; refused here, when it is first read, if it does not exist."""
+        return resolve_root(self.task, self._root)
 
     def rows(self, seed: int) -> list[Sample]:
         """The rows to score."""
@@ -111,7 +115,7 @@ class MLLMDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.task, self.sources = task, sources.sets if sources is not None else {}
-        self.root = resolve_root(task, root)
+        self._root = root
         if task.name in self.sources:
             raise ValueError(f"A source may not carry the target's name {task.name!r}; rename it under data.sources.")
         own = task.split_names
@@ -124,6 +128,11 @@ class MLLMDataModule(L.LightningDataModule):
         self.train_rows: list[Sample] = []
         self.eval_rows: dict[str, dict[str, list[Sample]]] = {}
         self._position = (0, 0)
+
+    @property
+    def root(self) -> Path:
+        """Where the target is read from; refused here, when it is first read, if it does not exist."""
+        return resolve_root(self.task, self._root)
 
     @property
     def names(self) -> list[str]:
