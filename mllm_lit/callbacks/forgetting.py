@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mllm_lit.callbacks.trajectory import draw_trajectory
 from mllm_lit.module import MLLMModule, Record
 
 Scores = dict[str, dict[str, float]]
@@ -48,6 +49,7 @@ class ForgettingCallback(L.Callback):
         if not fast_dev_run(trainer) and not trainer.interrupted:
             self.after = self._test(trainer, "after")
             log_scores(trainer, self.after, "test", step=trainer.global_step)
+            draw_trajectory(trainer, self.before, self.during, self.after)
 
     def _test(self, trainer: L.Trainer, phase: str) -> Scores:
         state = trainer.state.fn, trainer.state.stage
@@ -90,6 +92,7 @@ class ForgettingCallback(L.Callback):
         scores = self._scores(trainer, pl_module)
         if trainer.state.fn == TrainerFn.FITTING:
             self.during.append((trainer.global_step, scores))
+            draw_trajectory(trainer, self.before, self.during, None)
         for name, values in scores.items():
             for key, value in values.items():
                 pl_module.log(f"val/{name}/{key}", value, rank_zero_only=True)

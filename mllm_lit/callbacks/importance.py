@@ -1,45 +1,66 @@
 """Puts an importance rule between the optimizer and the weights, and its state into checkpoints."""
 
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from tqdm.auto import tqdm
 
-from mllm_lit.importance.base import Rule
+from mllm_lit.callbacks.importance_log import log_rule
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.datamodule import MLLMDataModule
+from mllm_lit.data.sample import Sample
+from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.module import MLLMModule
+from mllm_lit.seed import mix, run_seed
 
 
 class ImportanceCallback(L.Callback):
     """Glue for ``model.importance``; does nothing where that is ``None``.
 
     Args:
-        log_every: Optimizer steps between two readings of the rule's statistics.
+        log_every: Optimizer steps between two readings of the rule's statistics, which also come at the end.
     """
 
     def __init__(self, log_every: int = 50) -> None:
         self.log_every = log_every
         self._state: dict[str, Any] | None = None
+        self._logged = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Attach the rule to the optimizer.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse strategies that lose track of single tensors, before anything is loaded.
 
         Raises:
-            ValueError: The rule has to see gradients before training, which this callback does not give it.
+            RuleError: The strategy is DeepSpeed or FSDP1.
+        """
+        if stage == "fit" and self._rule(pl_module) is not None:
+            refuse_strategy(trainer.strategy)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Attach the rule to the optimizer, and show it the data that it asks for.
+
+        Raises:
+            RuleError: The rule cannot work on these parameters, or wants data that the run does not have.
         """
         rule = self._rule(pl_module)
         if rule is None:
             return
         assert isinstance(pl_module, MLLMModule)
-        if rule.needs_data is not None:
-            raise ValueError(
-                f"{type(rule).__name__} has to see {rule.needs_data} gradients before the first step; call its "
-                "prepare() from a loop of your own, or choose a rule that needs none."
-            )
+        assert pl_module.net is not None
+        torch.manual_seed(mix(run_seed(), 3))  # the seed of rules that are given none
         # Lightning runs the backward pass inside optimizer.step(), so the loop itself says when gradients are ready.
-        rule.attach(trainer.optimizers[0], pl_module.trainable(), pl_module.reference, before_step="caller")
+        named = pl_module.net.named_parameters()
+        rule.attach(trainer.optimizers[0], named, pl_module.reference, before_step="caller")
+        say_what_reference_is(rule, pl_module)
         if self._state is not None:
             rule.load_state_dict(self._state)
+            rule.on_epoch_start(trainer.current_epoch)  # Lightning leaves that out in the middle of an epoch
         else:
-            rule.prepare()
+            prepare(rule, trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Gradients are ready."""
@@ -52,26 +73,27 @@ class ImportanceCallback(L.Callback):
             rule.on_epoch_start(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Log the rule's statistics, as means over the tensors of each role."""
-        rule = self._rule(pl_module)
-        step = trainer.global_step
-        if rule is None or step == 0 or step % self.log_every or step == getattr(self, "_logged", 0):
-            return
-        self._logged = step
-        assert isinstance(pl_module, MLLMModule)
-        assert pl_module.loaded is not None
-        sums: dict[str, list[float]] = {}
-        for name, figures in rule.statistics().items():
-            role = pl_module.loaded.layout.role_of(name)
-            for key, value in figures.items():
-                sums.setdefault(f"importance/{role}/{key}", []).append(float(value))
-        for logger in trainer.loggers:
-            logger.log_metrics({key: sum(values) / len(values) for key, values in sums.items()}, step=step)
+        """Log the rule's statistics every so many steps."""
+        if trainer.global_step % self.log_every == 0:
+            self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the rule touch the weights a last time, before they are scored and saved."""
         if (rule := self._rule(pl_module)) is not None:
             rule.finish()
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rule, step = self._rule(pl_module), trainer.global_step
+        assert isinstance(pl_module, MLLMModule)
+        if rule is None or step == self._logged:
+            return
+        self._logged = step
+        assert pl_module.loaded is not None
+        log_rule(trainer.loggers, rule, pl_module.loaded.layout, step)
+        if (penalty := rule.penalty()) is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics({"importance/penalty": float(penalty)}, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state."""
@@ -87,3 +109,91 @@ class ImportanceCallback(L.Callback):
         assert isinstance(module, MLLMModule)
         self._attached = module.importance
         return module.importance
+
+
+def refuse_strategy(strategy: Any) -> None:
+    """Stop where a trainable tensor is not a tensor of its own.
+
+    Raises:
+        RuleError: Naming the strategy and those to take instead.
+    """
+    if isinstance(strategy, (DeepSpeedStrategy, FSDPStrategy)):
+        raise RuleError(
+            f"trainer.strategy is {type(strategy).__name__}, which keeps flat pieces of the parameters in place of the "
+            "tensors, so no rank, mask or distance of a tensor can be computed. Train importance rules with DDP or "
+            "FSDP2 (ModelParallelStrategy), or leave model.importance out."
+        )
+
+
+def say_what_reference_is(rule: Rule, module: MLLMModule) -> None:
+    """Tell the user what θ0 means for tensors that the backbone does not have."""
+    assert module.net is not None
+    own = {id(parameter) for parameter in module.adapter.opened_parameters(module.net).values()}
+    created = [name for name, parameter in rule.parameters.items() if id(parameter) not in own]
+    if rule.needs_reference and created:
+        rank_zero_info(
+            f"{len(created)} of the {len(rule.parameters)} trainable tensors were created by "
+            f"{type(module.adapter).__name__}. Their θ0 is what they held when they were attached, not knowledge of "
+            f"the backbone, and {type(rule).__name__} pulls them back to that (to 0 for a fresh LoRA B)."
+        )
+
+
+def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
+    """Show a rule the gradients or the model that it wants to see before the first step.
+
+    Every rank sees the same rows, so that all of them choose alike.
+    """
+    assert module.loaded is not None
+    rule.progress = show_progress(type(rule).__name__) if trainer.progress_bar_callback is not None else rule.progress
+    if rule.needs_data == "model":
+        rule.prepare(model=module.loaded.model)
+    elif rule.needs_data is not None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        rows = wanted_rows(rule, data)
+        size = rule.batch_size or data.batch_size
+        rule.prepare(gradients(module, rows, size))
+    else:
+        rule.prepare()
+    module.zero_grad(set_to_none=True)
+
+
+def wanted_rows(rule: Rule, data: MLLMDataModule) -> list[Sample]:
+    """Rows of the target's train split, or of all sources' train splits in turns, in an order drawn with the seed.
+
+    Raises:
+        RuleError: The run has no source.
+    """
+    sets = [data.train_rows]
+    if rule.needs_data == "source":
+        if not data.sources:
+            raise RuleError(
+                f"{type(rule).__name__} looks at rows of the sources' train splits, and this run has no sources. "
+                "Give it some (data.sources), or for EWC take fisher: generated, which needs none."
+            )
+        sets = [source.task.rows(source.root, source.task.split_names["train"]) for source in data.sources.values()]
+    generator = torch.Generator().manual_seed(mix(run_seed(), 4))
+    shuffled = [[rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()] for rows in sets]
+    return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
+
+
+def gradients(module: MLLMModule, rows: list[Sample], batch_size: int) -> Iterator[None]:
+    """One pass over ``rows``: leaves the gradient of each batch's mean answer NLL in the parameters' ``.grad``."""
+    collate = Collate(module.processor, module.max_length)
+    for i, start in enumerate(range(0, len(rows), batch_size)):
+        batch = collate(rows[start : start + batch_size]).to(module.device)
+        module.zero_grad(set_to_none=True)
+        torch.manual_seed(mix(run_seed(), 5, i))  # of dropout
+        with torch.enable_grad(), module.trainer.precision_plugin.forward_context():
+            nll, counts = module.answer_nll(batch)
+            loss = nll.sum() / counts.sum()
+        loss.backward()
+        yield
+
+
+def show_progress(name: str) -> Any:
+    """A bar for :attr:`Rule.progress`, on rank zero."""
+
+    def wrap(items: Iterable[Any], total: int) -> Iterable[Any]:
+        return tqdm(items, total=total, desc=f"{name} looks at data", disable=rank_zero_only.rank != 0)
+
+    return wrap

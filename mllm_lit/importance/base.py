@@ -1,6 +1,6 @@
 """What every importance rule is: something that decides how updates may land on the weights."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, Self
 
@@ -12,6 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mllm_lit.importance.reference import Reference
 from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Passes on the items of an iterable whose length is known, and may draw a bar meanwhile."""
+
+BINS = 50
+"""Of :meth:`Rule.histograms`."""
 
 
 class RuleError(Exception):
@@ -51,6 +57,8 @@ class Rule:
         self.reference: Reference | None = None
         self.buffers: dict[str, dict[str, Tensor]] = {}
         """State by kind and parameter name; sharded as the parameters are."""
+        self.progress: Progress = no_progress
+        """Wraps what :meth:`prepare` goes through; a loop may set it to draw a bar."""
         self.steps = 0
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, Tensor] = {}
@@ -190,9 +198,9 @@ class Rule:
         """Per parameter, fp64 scalars; computed now, so call it as often as you log and no oftener.
 
         ``selected`` (share of entries with a mask above 0), ``mask`` (mean), ``overlap`` (of the selected entries with
-        those of the last call, intersection over union), ``distance`` (‖θ − θ0‖₂) and ``relative_distance``
-        (over ‖θ0‖₂), each where the rule has a mask or θ0. Under sharding every rank has to call it and gets
-        the figures of the whole tensors.
+        those of the last call, intersection over union), ``distance`` (‖θ − θ0‖₂), ``norm`` (‖θ0‖₂) and
+        ``relative_distance`` (their quotient), each where the rule has a mask or θ0. Under sharding every rank has to
+        call it and gets the figures of the whole tensors.
         """
         rows, keys = [], ("selected", "mask", "both", "either", "distance", "norm")
         had, masked = bool(self._seen), False
@@ -222,9 +230,26 @@ class Rule:
                 if had:
                     figures["overlap"] = torch.where(row[3] > 0, row[2] / row[3].clamp_min(1), 1.0)
             if self.reference is not None:
-                figures["distance"] = row[4].sqrt()
+                figures["distance"], figures["norm"] = row[4].sqrt(), row[5].sqrt()
                 figures["relative_distance"] = (row[4] / row[5].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
         return result
+
+    @torch.no_grad()
+    def histograms(self) -> dict[str, Tensor]:
+        """Per parameter, how many of its entries have a mask in each of :data:`BINS` equal parts of [0, 1].
+
+        Int64 (BINS,), on the CPU; only parameters with a mask. Under sharding every rank has to call it.
+        """
+        rows, masked = [], []
+        for name, parameter in self.parameters.items():
+            mask = self.mask(name)
+            row = torch.zeros(BINS, dtype=torch.float64, device=local(parameter).device)
+            if mask is not None:
+                masked.append(name)
+                row += torch.histc(mask.float(), BINS, 0.0, 1.0)
+            rows.append(row)
+        table = self.sum_shards(torch.stack(rows)).long().cpu()
+        return {name: row for name, row in zip(self.parameters, table, strict=True) if name in masked}
 
     # Pieces for subclasses.
 
@@ -258,7 +283,7 @@ class Rule:
         """
         sums = {name: torch.zeros_like(local(p), dtype=torch.float32) for name, p in self.parameters.items()}
         seen = 0
-        for _ in islice(gradients or (), batches):
+        for _ in self.progress(islice(gradients or (), batches), batches):
             seen += 1
             for name, total in sums.items():
                 gradient = self.gradient(name)
@@ -282,6 +307,11 @@ class Rule:
         with torch.no_grad():
             self.after_step()
         self.steps += 1
+
+
+def no_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """The items as they are."""
+    return items
 
 
 def _check(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:

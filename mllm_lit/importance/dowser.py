@@ -57,26 +57,28 @@ class ModelDowser(FixedMask):
         self.trained_share = check_share("trained", trained)
         self.prompts, self.probes, self.length, self.batch, self.seed = prompts, probes, length, batch, seed
 
-    def prepare(
-        self,
-        gradients: Iterator[Any] | None = None,
-        model: nn.Module | None = None,
-        progress: Callable[[Iterable[Tensor]], Iterable[Tensor]] | None = None,
-    ) -> None:
+    def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
         """Probe the model.
 
         Args:
             gradients: Not used.
             model: Holds the attached matrices.
-            progress: Wraps the iterable of text batches, ``tqdm`` say.
 
         Raises:
-            RuleError: No model was given, its matrices are sharded, or none is a linear layer of the text's path.
+            RuleError: No model was given, its matrices are sharded, none is a linear layer of the text's path, or one
+                has a score of 0 everywhere.
         """
         if model is None:
             raise RuleError("ModelDowser probes the model itself: call prepare(model=...).")
-        texts: Iterable[Tensor] = self_generated(model, self.prompts, self.batch, self.length, seed=self.seed)
-        scores = self.scores(model, texts if progress is None else progress(texts))
+        texts = self_generated(model, self.prompts, self.batch, self.length, seed=self.seed)
+        scores = self.scores(model, self.progress(texts, -(-self.prompts // self.batch)))
+        flat = [name for name, score in scores.items() if not score.any()]
+        if flat:
+            raise RuleError(
+                f"The scores of {flat[0]!r} ({len(flat)} of {len(scores)} matrices) are all 0, so nothing tells its "
+                "entries apart: a fresh LoRA B, say. ModelDowser chooses among weights of the base; train those "
+                "(adapter Full)."
+            )
         matrices = {name: self.parameters[name] for name in scores}
         most = select_top(matrices, scores.__getitem__, 1 - self.trained_share, ShardSums(list(matrices.values())))
         self.keep_only({name: ~mask for name, mask in most.items()})

@@ -26,6 +26,8 @@ class HalfFineTuning(Rule):
         self.reselect, self.seed = reselect, seed
 
     def start(self) -> None:
+        # Fixed here, since a loop may reseed torch at every batch.
+        self.base_seed = torch.initial_seed() if self.seed is None else self.seed
         self.on_epoch_start(0)
 
     def on_epoch_start(self, epoch: int) -> None:
@@ -33,7 +35,7 @@ class HalfFineTuning(Rule):
         for name in self.parameters:
             module = name.rpartition(".")[0] or name
             categories.setdefault(module.rpartition(".")[0], {}).setdefault(module, []).append(name)
-        draw = generator(self.seed, f"half {epoch if self.reselect else 0}")
+        draw = generator(self.base_seed, f"half {epoch if self.reselect else 0}")
         larger = bool(torch.randint(2, (), generator=draw))
         self.trained: set[str] = set()
         for modules in categories.values():

@@ -44,6 +44,11 @@ class LoRASculpt(Rule):
                     f"The base weight of {name!r} is not among the parameters given to attach(): pass "
                     "model.named_parameters() whole, frozen ones too, or set strength: 0."
                 )
+            if base is not None and not base.is_floating_point():
+                raise RuleError(
+                    f"The base weight of {name!r} is quantised ({base.dtype}), so its large entries cannot be told: "
+                    "load the backbone without quantization, or set strength: 0."
+                )
             if self.strength and any(sharded_dims(self.parameters[n]) is not None for n in (name, partner)):
                 raise RuleError("The regulariser multiplies whole factors: use DDP, or set strength: 0.")
             self.pairs.append((name, partner, base))

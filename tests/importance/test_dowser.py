@@ -63,12 +63,14 @@ def test_trains_the_lowest_share_of_each_matrix(llama: LlamaForCausalLM) -> None
     before = {name: p.detach().clone() for name, p in llama.named_parameters()}
     batches: list[int] = []
 
-    def progress(texts):
+    def progress(texts, total):
+        assert total == 2
         for text in texts:
             batches.append(len(text))
             yield text
 
-    rule.prepare(model=llama, progress=progress)
+    rule.progress = progress
+    rule.prepare(model=llama)
     assert batches == [4, 2]
     scores = rule.scores(llama, self_generated(llama, 6, 4, 10, seed=0))
     for _ in range(3):

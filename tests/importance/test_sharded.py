@@ -118,10 +118,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-FOUR = pytest.param(4, marks=pytest.mark.skipif((os.cpu_count() or 1) < 4, reason="four processes want four cores"))
-
-
-@pytest.fixture(scope="module", params=[2, FOUR])
+@pytest.fixture(scope="module", params=[2, 4])
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp(f"ranks{request.param}")
     mp.spawn(_rank, (request.param, str(folder)), nprocs=request.param)

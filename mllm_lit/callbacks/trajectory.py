@@ -1,0 +1,68 @@
+"""The run's picture: the target's score against the sources', from step to step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from mllm_lit.callbacks.plots import Series, scatter
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def draw_trajectory(
+    trainer: L.Trainer, before: Scores | None, during: Sequence[tuple[int, Scores]], after: Scores | None
+) -> None:
+    """Add the picture to TensorBoard as ``forgetting/target_against_sources``, if the run has sources.
+
+    Args:
+        trainer: Its data module names the sets and their headline scores.
+        before: Scores of the backbone on whole test splits.
+        during: (step, scores) on the sets of the validations.
+        after: Scores of the trained model on whole test splits.
+    """
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    target, *sources = ((name, task.metric().headline) for name, task in data.tasks.items())
+    series = trajectory(target, sources, before, during, after)
+    if boards and sources and trainer.is_global_zero and any(one.points for one in series.values()):
+        picture = scatter("Target against sources", "source, points", f"{target[0]}, points", series)
+        for board in boards:
+            board.experiment.add_image(
+                "forgetting/target_against_sources", picture, trainer.global_step, dataformats="HWC"
+            )
+
+
+def trajectory(
+    target: tuple[str, str],
+    sources: Sequence[tuple[str, str]],
+    before: Scores | None,
+    during: Sequence[tuple[int, Scores]],
+    after: Scores | None,
+) -> dict[str, Series]:
+    """A line per source and one for their mean over the validations; before and after apart, on whole splits.
+
+    Args:
+        target: Name of the set and of its headline score.
+        sources: Likewise.
+        before: See :func:`draw_trajectory`, as the two others.
+        during: Evaluations in the order of their steps.
+        after: Those at the end.
+    """
+
+    def mean(scores: Scores) -> float:
+        return sum(scores[name][key] for name, key in sources) / len(sources)
+
+    name, headline = target
+    result = {
+        source: Series([(scores[source][key], scores[name][headline], "") for _, scores in during])
+        for source, key in sources
+    }
+    if sources:
+        result["mean"] = Series([(mean(scores), scores[name][headline], f"{step}") for step, scores in during])
+        whole = [(scores, label) for scores, label in ((before, "before"), (after, "after")) if scores is not None]
+        result["mean, test splits"] = Series(
+            [(mean(scores), scores[name][headline], label) for scores, label in whole], joined=False
+        )
+    return result
