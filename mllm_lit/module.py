@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.load import Backbone, LoadedBackbone
+from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
@@ -44,6 +45,7 @@ class MLLMModule(L.LightningModule):
         backbone: The pre-trained model.
         adapter: What of it is trained, and at which learning rates.
         importance: How updates may land on what is trained; ``None`` lets them land as they are.
+        vision_cache: Where a frozen vision encoder's features are kept; ``None`` computes them in every step.
         schedule: Of the learning rates after warm-up.
         warmup: Share of the optimizer steps in which learning rates rise from zero.
         betas: AdamW's.
@@ -61,8 +63,10 @@ class MLLMModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         max_new_tokens: int | None = None,
+        vision_cache: VisionCache | None = None,
     ) -> None:
         super().__init__()
+        self.vision_cache = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
         self.schedule, self.warmup, self.betas, self.eps = schedule, warmup, betas, eps
         self.max_new_tokens = max_new_tokens
@@ -88,6 +92,8 @@ class MLLMModule(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(run_seed(), 1))
             self.net = self.adapter.attach(self.loaded)
+        if self.vision_cache is not None:
+            self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         forward = inspect.signature(self.loaded.model.forward).parameters
         # Models with rotary positions over time and space derive them from the inputs themselves.
         self._positions = "position_ids" in forward and not hasattr(self.loaded.model.model, "get_rope_index")

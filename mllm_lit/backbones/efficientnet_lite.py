@@ -103,14 +103,19 @@ class EfficientNetLiteModel(PreTrainedModel):  # type: ignore[no-untyped-call]  
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Pictures (B, 3, S, S) to tokens (B, (S / 32)², hidden size)."""
         # Channels last is twice as fast for depthwise convolutions on a CPU.
-        x = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self.stem(x))
-        for block in self.blocks:
-            x = block(x)
-        tokens = F.relu6(self.head(x)).flatten(2).transpose(1, 2)
+        pixels = pixel_values.to(self.stem.weight.dtype).contiguous(memory_format=torch.channels_last)
+        # One at a time is faster on a CPU, too, and makes a picture's tokens independent of the rest of its batch.
+        batches = torch.split(pixels, 1) if pixels.device.type == "cpu" else (pixels,)
+        tokens = torch.cat([self._tokens(batch) for batch in batches])
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens, pooler_output=tokens.mean(1), hidden_states=(tokens,)
         )
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return F.relu6(self.head(x)).flatten(2).transpose(1, 2)
 
 
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)

@@ -15,12 +15,12 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
     Args:
         model: What an adapter's ``attach`` returned, or a bare model.
         layout: Of the backbone.
-        groups: The optimizer's, as an adapter makes them.
+        groups: The optimizer's, as an adapter makes them; under a schedule the rates are those it starts from.
 
     Returns:
         One row a role and one of sums. Memory is that of the parameters this process holds, in MB of 10^6 bytes.
     """
-    rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+    rates = {id(p): float(group.get("initial_lr", group["lr"])) for group in groups for p in group["params"]}
     rows = []
     named = [(layout.role_of(name), parameter) for name, parameter in model.named_parameters()]
     for role in (*ROLES, "all"):

@@ -1,0 +1,151 @@
+"""Features of a frozen vision encoder: the same numbers with the cache, each picture encoded once, within the limit."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from mllm_lit.adapters import Adapter, Full, LoRA
+from mllm_lit.backbones import Backbone, VisionCache
+from mllm_lit.backbones.vision_cache import VisionCacheError
+from mllm_lit.callbacks.backbone import BackboneCallback, pictures_change
+from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.data.collate import Collate
+from mllm_lit.module import MLLMModule
+from tests.backbones.test_zoo import ASK, BLUE, RED, loaded
+from tests.backbones.zoo import ZOO, build
+from tests.test_module import data, trainer
+from tests.toy import Toy
+
+PICTURES = 6  # colours of the toy's squares
+CACHEABLE = {
+    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3")
+}
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def fit(
+    folder: Path, root: Path, cache: VisionCache | None, adapter: Adapter | None = None, rows: Any = None
+) -> tuple[MLLMModule, list[float], list[int]]:
+    """Two epochs between two evaluations: module, losses, and how many pictures each call of the encoder got."""
+    adapter = adapter or LoRA(rank=4, alpha=8, dropout=0.1, lr=1e-2, connector_lr=1e-3)
+    module = MLLMModule(Backbone(str(folder), dtype="float32"), adapter, vision_cache=cache)
+    module.configure_model()
+    assert module.loaded is not None
+    calls: list[int] = []
+    tower = module.loaded.model.get_submodule(module.loaded.layout.vision[0])
+    embed = tower.get_submodule("embeddings")
+    embed.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    losses, forgetting = Losses(), ForgettingCallback()
+    callbacks = [BackboneCallback(), forgetting, losses]
+    trainer(root, max_epochs=2, callbacks=callbacks).fit(module, datamodule=rows or data(root, sources=True))
+    assert forgetting.after is not None
+    evaluated = [value for scores in (forgetting.before, forgetting.after) for value in (scores or {})["toy"].values()]
+    return module, losses.values + evaluated, calls
+
+
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_losses_are_the_same_and_each_picture_is_encoded_once(tiny_folder: Path, tmp_path: Path, where: str) -> None:
+    plain, losses, without = fit(tiny_folder, tmp_path, None)
+    cache = VisionCache(0.01, tmp_path / "features" if where == "file" else None)
+    cached, again, calls = fit(tiny_folder, tmp_path, cache)
+    assert again == losses, "bit for bit"
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain.trainable(), cached.trainable(), strict=True))
+    assert cache.encoded == PICTURES
+    assert sum(calls) == PICTURES + 1, "one picture is encoded alone, too, to see if that changes it"
+    assert cache.looked_up == sum(without) > 5 * PICTURES
+    if where == "file":
+        later = VisionCache(0.01, tmp_path / "features")
+        with pytest.raises(VisionCacheError, match="another run"):
+            fit(tiny_folder, tmp_path, later)
+        cache.detach("Done.")
+        _, again, calls = fit(tiny_folder, tmp_path, later)
+        assert again == losses
+        assert sum(calls) == 0, "the next run finds them all in the file"
+
+
+def test_the_limit_holds_and_changes_no_loss(tiny_folder: Path, tmp_path: Path) -> None:
+    _, losses, without = fit(tiny_folder, tmp_path, None)
+    row = 5 * 32 * 4  # class token and 2 x 2 patches, 32 floats each
+    cache = VisionCache(3.5 * row / 1e9)
+    with pytest.warns(UserWarning, match="full with 3 pictures"):
+        _, again, calls = fit(tiny_folder, tmp_path, cache)
+    assert again == losses
+    assert cache.bytes == 3 * row <= cache.limit
+    assert PICTURES < sum(calls) < sum(without)
+
+
+@pytest.mark.parametrize(
+    "adapter", [Full(blocks=1, vision_from=0, connector="frozen"), LoRA(rank=2, vision="lora")], ids=["full", "lora"]
+)
+def test_a_trained_encoder_switches_it_off(tiny_folder: Path, tmp_path: Path, adapter: Adapter) -> None:
+    cache = VisionCache()
+    with pytest.warns(UserWarning, match="vision encoder is trained.*off"):
+        fit(tiny_folder, tmp_path, cache, adapter)
+    assert cache.looked_up == 0
+
+
+class Flipping(Collate):
+    """Turns pixels around at random, as augmentation does."""
+
+    def __call__(self, samples: Any) -> Any:
+        batch = super().__call__(samples)
+        if "pixel_values" in batch.inputs and torch.rand(()) < 0.5:
+            batch.inputs["pixel_values"] = batch.inputs["pixel_values"].flip(-1) + 0.1
+        return batch
+
+
+def test_augmentation_switches_it_off(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = data(tmp_path, sources=True)
+    processor = Backbone(str(tiny_folder)).load().processor
+    samples = Toy().rows(tmp_path, "train")[:3]
+    before = torch.random.get_rng_state()
+    assert pictures_change(Flipping(processor), samples)
+    assert not pictures_change(Collate(processor), samples)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    rows.setup("fit")
+    build_loader = rows.train_dataloader
+
+    def augmented() -> Any:
+        loader = build_loader()
+        loader.collate_fn = Flipping(processor)
+        return loader
+
+    rows.train_dataloader = augmented  # type: ignore[method-assign]
+    cache = VisionCache()
+    with pytest.warns(UserWarning, match="augmented.*off"):
+        fit(tiny_folder, tmp_path, cache, rows=rows)
+    assert cache.looked_up == 0
+    assert cache.bytes == 0
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
+    animal = build(name)
+    batches = [animal.inputs([f"{ASK} {ASK}"], pictures) for pictures in ([RED, BLUE], [BLUE, RED], [RED, RED])]
+    with torch.no_grad():
+        expected = [animal.model(**batch).logits for batch in batches]
+    cache = VisionCache()
+    if name not in CACHEABLE:
+        with pytest.raises(VisionCacheError, match="inside the vision module|told apart"):
+            _ = cache.attach(loaded(animal), set()) and animal.model(**batches[0])
+        return
+    assert cache.attach(loaded(animal), set())
+    for grad in (torch.inference_mode, torch.enable_grad):
+        with grad():
+            for batch, logits in zip(batches, expected, strict=True):
+                torch.testing.assert_close(animal.model(**batch).logits, logits, rtol=0, atol=0)
+    tiles = cache.encoded
+    assert cache.looked_up >= 3 * tiles
+    cache.detach("Done.")
+    assert torch.equal(animal.model(**batches[0]).logits, expected[0])
+    assert cache.encoded == tiles
