@@ -1,13 +1,14 @@
 """Samples -> one padded batch, with labels on the answer's tokens only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mllm_lit.data.images import load_image
+from mllm_lit.data.pictures import numbered
 from mllm_lit.data.prompt import ChatFormat, FormatError, Turn
 from mllm_lit.data.sample import Sample
 
@@ -26,6 +27,8 @@ class Batch:
         samples: The B rows.
         tokens: Positions that are not padding, over all rows.
         prompt: Like ``inputs`` without the answers, for generation; ``None`` in training.
+        pictures: For each image, in the order of the pixels, the number of the picture that it shows; see
+            :func:`mllm_lit.data.pictures.encoded_once`.
     """
 
     inputs: dict[str, Tensor]
@@ -33,6 +36,7 @@ class Batch:
     samples: list[Sample]
     tokens: int
     prompt: dict[str, Tensor] | None = None
+    pictures: tuple[int, ...] = ()
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device (the protocol by which Lightning moves batches)."""
@@ -42,7 +46,7 @@ class Batch:
 
         prompt = None if self.prompt is None else move(self.prompt)
         labels = self.labels.to(device, non_blocking=non_blocking)
-        return Batch(move(self.inputs), labels, self.samples, self.tokens, prompt)
+        return replace(self, inputs=move(self.inputs), labels=labels, prompt=prompt)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,7 +79,9 @@ class Collate:
                 were lost on the way.
         """
         turns = [self.format.turn(sample) for sample in samples]
-        images = [[load_image(ref, sample.origin or sample.id) for ref in sample.images] for sample in samples]
+        refs = {ref: sample.origin or sample.id for sample in reversed(samples) for ref in sample.images}
+        decoded = {ref: load_image(ref, where) for ref, where in refs.items()}
+        images = [[decoded[ref] for ref in sample.images] for sample in samples]
         inputs = self._encode([turn.text for turn in turns], images)
         labels = torch.full_like(inputs["input_ids"], IGNORE)
         length = labels.shape[1]
@@ -90,7 +96,8 @@ class Collate:
             labels[row, span] = inputs["input_ids"][row, span]
         self._check(samples, inputs)
         prompt = self._encode([turn.prompt for turn in turns], images) if self.with_prompt else None
-        return Batch(inputs, labels, list(samples), int(inputs["attention_mask"].sum()), prompt)
+        pictures = numbered([ref for sample in samples for ref in sample.images])
+        return Batch(inputs, labels, list(samples), int(inputs["attention_mask"].sum()), prompt, pictures)
 
     def _encode(self, texts: list[str], images: list[list[Any]]) -> dict[str, Tensor]:
         arguments: dict[str, Any] = {"text": texts, "padding": True, "padding_side": "left", "return_tensors": "pt"}
