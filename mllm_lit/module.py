@@ -13,6 +13,7 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
+from mllm_lit.data.pictures import encoded_once
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
@@ -161,7 +162,8 @@ class MLLMModule(L.LightningModule):
             mask = inputs["attention_mask"]
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         try:
-            logits: Tensor = self.net(**inputs, logits_to_keep=keep, use_cache=False).logits
+            with encoded_once(self._loaded.model, batch.pictures):
+                logits: Tensor = self.net(**inputs, logits_to_keep=keep, use_cache=False).logits
         except ValueError as error:
             if "image" not in str(error).lower():
                 raise
@@ -222,10 +224,11 @@ class MLLMModule(L.LightningModule):
     @torch.inference_mode()
     def evaluate(self, batch: Batch, metric: AnswerMetric, max_new_tokens: int) -> list[Record]:
         """Generate answers, score them, and measure the NLL of the true ones."""
-        predictions = self.generate(batch, max_new_tokens)
+        with encoded_once(self._loaded.model, batch.pictures, reuse=True):
+            predictions = self.generate(batch, max_new_tokens)
+            nll, counts = self.answer_nll(batch)
         metric.update(predictions, batch.samples)
         scores = metric.row_scores(predictions, batch.samples)
-        nll, counts = self.answer_nll(batch)
         return [
             Record(
                 id=sample.id,
