@@ -107,7 +107,7 @@ def table(summary: dict[str, Any]) -> Table:
         f"peak memory {cost['peak_memory_bytes'] / 2**30:.2f} GiB",
     ]
     if trade := summary["tradeoff"]:
-        named = {"sources A^S": "A_S", "target A^T": "A_T", "harmonic mean H": "H", "mean O": "O"}
+        named = {"A^S (sources)": "A_S", "A^T (target)": "A_T", "H": "H", "O": "O"}
         lines.insert(0, " · ".join(f"{label} {trade[key]:.1f}" for label, key in named.items()))
     out.caption = "\n".join(lines)
     out.caption_justify = "left"
