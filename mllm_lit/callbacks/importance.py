@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
 from mllm_lit.callbacks.importance_log import log_rule
@@ -144,7 +144,8 @@ def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
     Every rank sees the same rows, so that all of them choose alike.
     """
     assert module.loaded is not None
-    rule.progress = show_progress(type(rule).__name__) if trainer.progress_bar_callback is not None else rule.progress
+    if trainer.progress_bar_callback is not None and trainer.is_global_zero:
+        rule.progress = show_progress
     if rule.needs_data == "model":
         rule.prepare(model=module.loaded.model)
     elif rule.needs_data is not None:
@@ -186,14 +187,10 @@ def gradients(module: MLLMModule, rows: list[Sample], batch_size: int) -> Iterat
         with torch.enable_grad(), module.trainer.precision_plugin.forward_context():
             nll, counts = module.answer_nll(batch)
             loss = nll.sum() / counts.sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         yield
 
 
-def show_progress(name: str) -> Any:
-    """A bar for :attr:`Rule.progress`, on rank zero."""
-
-    def wrap(items: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(items, total=total, desc=f"{name} looks at data", disable=rank_zero_only.rank != 0)
-
-    return wrap
+def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """Draw a bar while a rule looks at its data; see :attr:`Rule.progress`."""
+    return tqdm(items, total=total, desc="Importance: batches seen")

@@ -52,8 +52,8 @@ def log_rule(loggers: list[Any], rule: Rule, layout: Layout, step: int) -> None:
                 if key in row:
                     cells.setdefault(cell_of(name, layout), []).append(row[key])
             if cells:  # a cell of a role outside the blocks may hold several tensors
-                means = {cell: sum(values) / len(values) for cell, values in cells.items()}
-                board.experiment.add_image(f"importance/{key}", heat_map(key, means), step, dataformats="HWC")
+                table = {cell: sum(values) / len(values) for cell, values in cells.items()}
+                board.experiment.add_image(f"importance/{key}", heat_map(key, table), step, dataformats="HWC")
 
 
 def parts_of(name: str, layout: Layout) -> list[str]:
