@@ -1,7 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
@@ -14,6 +14,7 @@ from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
+from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
@@ -76,7 +77,7 @@ class MLLMModule(L.LightningModule):
         self.reference: Reference | None = None
         # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
         self.strict_loading = False
-        self._window: list[tuple[Tensor, Tensor, list[str]]] = []
+        self._window: list[tuple[Tensor, list[str]]] = []
         self.label_tokens = 0
         self.tokens = 0
         self.positions = 0
@@ -183,8 +184,9 @@ class MLLMModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
         nll, counts = self.answer_nll(batch)
-        total, tokens = nll.sum(), counts.sum()
-        self._window.append((total.detach(), tokens, [sample.id for sample in batch.samples]))
+        total = nll.sum()
+        sums = [total.detach().double(), counts.sum().double(), *replay_sums(nll, counts, batch.samples)]
+        self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
         self.tokens += batch.tokens
         self.positions += batch.labels.numel()
         # Lightning divides by the accumulation, also in a window that the epoch's end cuts short.
@@ -197,13 +199,13 @@ class MLLMModule(L.LightningModule):
         device: the loss must be known to be finite before it moves a weight.
         """
         window, self._window = self._window, []
-        sums = torch.stack([torch.stack([nll.double(), count.double()]) for nll, count, _ in window])
+        sums = torch.stack([row for row, _ in window])
         total = sums.sum(0)
         if self.trainer.world_size > 1:
-            total = cast("Tensor", self.all_gather(total)).view(-1, 2).sum(0)
-        nll, tokens = total.tolist()
+            total = cast("Tensor", self.all_gather(total)).view(-1, len(total)).sum(0)
+        nll, tokens, replay_nll, replay_tokens = total.tolist()
         if not torch.isfinite(total[0]):
-            bad = [ids for (_, _, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
+            bad = [ids for (_, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
             named = ", ".join(bad[0]) if bad else "(on another rank)"
             raise NonFiniteLoss(
                 f"The loss became {nll} in optimizer step {self.trainer.global_step + 1}, samples {named}. No weight "
@@ -216,6 +218,11 @@ class MLLMModule(L.LightningModule):
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
         self.log("train/loss", nll / tokens, prog_bar=True)
+        if getattr(self.trainer.datamodule, "replay", 0):  # type: ignore[attr-defined]
+            parts = {"target": (nll - replay_nll, tokens - replay_tokens), "replay": (replay_nll, replay_tokens)}
+            for name, (part, count) in parts.items():
+                if count:
+                    self.log(f"train/loss_{name}", part / count)
         for group in optimizer.param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
 
@@ -332,3 +339,18 @@ class MLLMModule(L.LightningModule):
             # θ0 is what the parameters hold now: the checkpoint's weights come right after this.
             self.reference = Reference.capture(dict(self.trainable()), None, self.importance.reference_on)
         self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]
+
+
+def replay_sums(nll: Tensor, counts: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Sums of the NLL and of the answer tokens over the replayed rows of a batch.
+
+    Args:
+        nll: (B,), in nats.
+        counts: (B,), answer tokens.
+        samples: The B rows.
+    """
+    replayed = [i for i, sample in enumerate(samples) if sample.source]
+    if not replayed:
+        zero = nll.new_zeros((), dtype=torch.float64)
+        return zero, zero
+    return nll.detach()[replayed].double().sum(), counts[replayed].double().sum()

@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from zlib import crc32
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate, check_turns
 from mllm_lit.data.preflight import check_images, check_rows
+from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
-from mllm_lit.data.subset import subset
-from mllm_lit.tasks import embedded_root
+from mllm_lit.data.subset import read_ids, subset
+from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import DatasetError, Task
 
 
@@ -37,10 +39,6 @@ class Source:
         """Where the set is read from; refused here, when it is first read, if it does not exist."""
         return resolve_root(self.task, self._root)
 
-    def rows(self, seed: int) -> list[Sample]:
-        """The rows to score."""
-        return subset(self.task.rows(self.root, self.split), max_samples=self.max_samples, seed=seed)
-
 
 class Sources:
     """The held-out sources of a run, by name.
@@ -55,14 +53,15 @@ class Sources:
 
 def resolve_root(task: Task, root: Path | str | None) -> Path:
     """The folder to read a task from; a missing one is refused with the layout expected there."""
-    if root is None:
+    if root is None and task.name in EMBEDDED:
         return embedded_root(task.name)
-    path = Path(root).expanduser()
-    if not path.is_dir():
+    path = None if root is None else Path(root).expanduser()
+    if path is None or not path.is_dir():
+        tried = "no root is set" if path is None else f"there is no folder {str(path)!r} (tried {path.absolute()})"
         raise DatasetError(
-            f"{task.name}: there is no folder {str(path)!r} (tried {path.absolute()}). Expected there:\n"
-            f"{task.expected_tree}\nPublished at {task.published_at}. Set data.root to where it was unpacked, or "
-            "leave it out for the data embedded in the package."
+            f"{task.name}: {tried}. Expected in it:\n{task.expected_tree}\nPublished at {task.published_at}. Set "
+            "data.root (or the source's root) to where it was unpacked; without a root, the data embedded in the "
+            f"package is read, which there is for {', '.join(EMBEDDED)}."
         )
     return path
 
@@ -84,6 +83,9 @@ class MLLMDataModule(L.LightningDataModule):
         max_samples: Train on a random subset of this many rows, drawn with the run's seed.
         fraction: Or on this share of the rows, in (0, 1].
         ids: Or on the rows listed in this file, one id a line.
+        replay: Mix in this many rows of the sources' train splits per row of the target, evenly over the sources:
+            0.1 makes one row in eleven a replayed one. Their loss is logged apart.
+        replay_from: Names of the sources to replay; ``None`` for all.
         max_eval_samples: Score a random subset of this many rows of the target's test split.
         val_samples: Score a random subset of this many rows of each set during training.
         check_images: Decode every training picture before the first step, in threads, so that a broken one is not
@@ -107,6 +109,8 @@ class MLLMDataModule(L.LightningDataModule):
         max_samples: int | None = None,
         fraction: float | None = None,
         ids: Path | str | None = None,
+        replay: float = 0.0,
+        replay_from: Sequence[str] | None = None,
         max_eval_samples: int | None = None,
         val_samples: int | None = None,
         check_images: bool = True,
@@ -124,9 +128,12 @@ class MLLMDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.max_samples, self.fraction, self.ids = max_samples, fraction, ids
         self.max_eval_samples, self.val_samples = max_eval_samples, val_samples
+        self.replay, self.replay_from = replay, replay_from
         self.check_images, self.seed = check_images, seed
         self.train_rows: list[Sample] = []
         self.eval_rows: dict[str, dict[str, list[Sample]]] = {}
+        self.sampled: dict[str, list[str]] = {}
+        """The ids of every random or listed part of a split, as written to ``ids/`` in the run directory."""
         self._position = (0, 0)
 
     @property
@@ -146,28 +153,66 @@ class MLLMDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the rows that the stage needs and check what can be checked without a model."""
-        seed = self._seed()
         if stage == "fit" and not self.train_rows:
-            rows = self.task.rows(self.root, self.splits["train"])
-            wanted = None if self.ids is None else Path(self.ids).read_text(encoding="utf-8").split()
-            self.train_rows = subset(rows, self.max_samples, self.fraction, wanted, seed)
+            self.train_rows = self._trained()
             check_rows(self.train_rows, self.splits["train"])
-            if self.check_images and (self.trainer is None or self.trainer.is_global_zero):
+            if self.check_images and self._first_rank:
                 check_images(self.train_rows)
         phases = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for phase in phases:
             if phase not in self.eval_rows:
-                self.eval_rows[phase] = self._evaluated(phase, seed)
+                self.eval_rows[phase] = self._evaluated(phase)
+        for task in self.tasks.values():
+            task.metric()  # A scorer that cannot run here says so now, not after training.
+        self._write_ids()
 
-    def _evaluated(self, phase: str, seed: int) -> dict[str, list[Sample]]:
-        limit = self.max_eval_samples if phase == "test" else None
-        rows = subset(self.task.rows(self.root, self.splits[phase]), max_samples=limit, seed=seed)
-        sets = {self.task.name: rows, **{name: source.rows(seed) for name, source in self.sources.items()}}
-        for name, samples in sets.items():
-            check_rows(samples, f"{name} {phase}")
-        if phase == "val":
-            sets = {name: subset(samples, max_samples=self.val_samples, seed=seed) for name, samples in sets.items()}
+    def _trained(self) -> list[Sample]:
+        rows = self.task.rows(self.root, self.splits["train"])
+        wanted = None if self.ids is None else read_ids(Path(self.ids))
+        chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
+        if not self.replay:
+            return chosen
+        names = list(self.sources) if self.replay_from is None else list(self.replay_from)
+        unknown = sorted(set(names) - set(self.sources))
+        if unknown:
+            raise ValueError(f"data.replay_from names {unknown}; the sources are: {', '.join(self.sources) or 'none'}")
+        mixed = replayed({name: self.sources[name] for name in names}, self.replay, len(chosen), self._seed())
+        self.sampled |= {f"replay/{name}": [row.id for row in rows] for name, rows in mixed.items()}
+        return [*chosen, *(row for rows in mixed.values() for row in rows)]
+
+    def _evaluated(self, phase: str) -> dict[str, list[Sample]]:
+        own = (self.task, self.root, self.splits[phase], self.max_eval_samples if phase == "test" else None)
+        parts = {self.task.name: own}
+        parts |= {name: (s.task, s.root, s.split, s.max_samples) for name, s in self.sources.items()}
+        sets: dict[str, list[Sample]] = {}
+        for name, (task, root, split, limit) in parts.items():
+            rows = task.rows(root, split)
+            if phase == "val":
+                limit = min((n for n in (limit, self.val_samples) if n is not None), default=None)
+            sets[name] = self._draw(f"{phase}/{name}", rows, max_samples=limit)
+            check_rows(sets[name], f"{name} {phase}")
         return sets
+
+    def _draw(self, label: str, rows: list[Sample], **how: Any) -> list[Sample]:
+        chosen = subset(rows, **how, seed=self._seed())
+        if len(chosen) < len(rows):
+            self.sampled[label] = [row.id for row in chosen]
+        return chosen
+
+    def _write_ids(self) -> None:
+        if self.trainer is None or not self.trainer.loggers or getattr(self.trainer, "fast_dev_run", False):
+            return
+        folder = self.trainer.log_dir  # All ranks ask for it together.
+        if folder is None or not self._first_rank:
+            return
+        for label, ids in self.sampled.items():
+            path = Path(folder) / "ids" / f"{label}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
+
+    @property
+    def _first_rank(self) -> bool:
+        return self.trainer is None or self.trainer.is_global_zero
 
     def _seed(self) -> int:
         if self.seed is None:
@@ -241,15 +286,20 @@ class MLLMDataModule(L.LightningDataModule):
         progress = trainer.fit_loop.epoch_loop.batch_progress
         done = 0 if progress.is_last_batch else progress.current.ready
         epoch = trainer.current_epoch + int(progress.is_last_batch)
-        return {"epoch": epoch, "batches": done, "seed": self._seed(), "rows": len(self.train_rows)}
+        return {"epoch": epoch, "batches": done, **self._order()}
+
+    def _order(self) -> dict[str, int]:
+        """What the order of the training rows depends on."""
+        content = crc32("\n".join(row.id for row in self.train_rows).encode())
+        return {"seed": self._seed(), "rows": len(self.train_rows), "ids": content}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where a checkpoint was taken.
 
         Raises:
-            ValueError: The checkpoint's order is not this run's: another seed or another number of rows.
+            ValueError: The checkpoint's order is not this run's: another seed or other rows.
         """
-        mine = {"seed": self._seed(), "rows": len(self.train_rows)}
+        mine = self._order()
         theirs = {key: state_dict[key] for key in mine}
         if self.train_rows and mine != theirs:
             raise ValueError(

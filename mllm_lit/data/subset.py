@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import DatasetError
+from mllm_lit.tasks.files import read_text
 
 
 def subset(
@@ -49,3 +51,15 @@ def subset(
     order = sorted(range(len(samples)), key=lambda i: samples[i].id)
     random.Random(seed).shuffle(order)
     return [samples[i] for i in sorted(order[:count])]
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids in a file, one a line; blank lines do not count.
+
+    Raises:
+        DatasetError: The file cannot be read, is not UTF-8, or holds no id.
+    """
+    ids = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not ids:
+        raise DatasetError(f"{path} holds no id; expected one id a line")
+    return ids
