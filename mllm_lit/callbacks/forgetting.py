@@ -62,6 +62,11 @@ class ForgettingCallback(L.Callback):
             trainer.state.fn, trainer.state.stage = state
         return self._last
 
+    @property
+    def last(self) -> Scores:
+        """Scores of the latest evaluation."""
+        return self._last
+
     # ---- what ------------------------------------------------------------------------------------------------------
 
     def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
