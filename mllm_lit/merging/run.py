@@ -1,0 +1,176 @@
+"""A finished run opened again: its weights merged with those before training, and scored as the run was scored."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from mllm_lit.adapters import Adapter
+from mllm_lit.backbones import Backbone
+from mllm_lit.callbacks import ForgettingCallback
+from mllm_lit.callbacks.importance import gradients
+from mllm_lit.cli import MLLMCLI
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.subset import subset
+from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
+from mllm_lit.merging.finished import Finished, Weights, assign
+from mllm_lit.seed import run_seed
+
+PROBED_ROWS = 8
+
+
+class FinishedRun:
+    """A finished run, opened again from its resolved configuration and its ``adapter`` folder.
+
+    Args:
+        run: Its directory.
+        folder: Where results go.
+        overrides: Words for the command line, on top of the run's own settings.
+
+    Raises:
+        MergeError: The directory is not that of a run that ended.
+    """
+
+    def __init__(self, run: Path, folder: Path, overrides: list[str]) -> None:
+        for needed in ("config.yaml", "adapter/mllm_lit.json"):
+            if not (run / needed).is_file():
+                raise MergeError(f"{run} has no {needed}: it is no run directory, or the run did not end.")
+        self.run, self.folder, self.overridden = run, folder, bool(overrides)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings = {key: stored[key] for key in ("seed_everything", "model", "data", "trainer")}
+        settings["trainer"] |= {"logger": False, "callbacks": None, "default_root_dir": str(folder)}
+        (folder / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+        sys.argv = [sys.argv[0], "--config", str(folder / "settings.yaml"), *overrides]
+        cli = MLLMCLI(run=False)
+        self.module, self.data, self.trainer = cli.model, cli.datamodule, cli.trainer
+        self.finished = self.module.adapter = Finished(run / "adapter")
+
+    def merge(self, method: str, options: dict[str, Any], rows: int, out: Path | None) -> dict[str, Any]:
+        """Merge and score; WiSE-FT without an alpha is swept.
+
+        Args:
+            method: A key of ``MERGES``.
+            options: The merge's arguments.
+            rows: Train rows of the target for merges that look at data.
+            out: Where to write the merged weights as a Hugging Face folder, if anywhere.
+
+        Returns:
+            The content of ``merge.json``.
+        """
+        swept = method == "wise_ft" and "alpha" not in options
+        if out is not None and swept:
+            raise MergeError("One set of weights can be written: give the sweep an alpha, as in options {alpha: 0.5}.")
+        if method == "dare":
+            options = {"seed": run_seed(), **options}
+        self.module.configure_model()
+        points = self._ends()
+        for label, weights in self._candidates(method, options, rows):
+            points.append(self._score(label, weights))
+            if out is not None:
+                self._write(weights, out)
+        Console().print(report.table(f"{method} {options or ''} on {self.run}", points, self.data.task.name))
+        return {"run": str(self.run), "method": method, "options": options, "points": points}
+
+    def _candidates(self, method: str, options: dict[str, Any], rows: int) -> Iterator[tuple[str, Weights]]:
+        before, after = self.finished.before, self.finished.after
+        if method == "wise_ft" and "alpha" not in options:
+            yield from ((f"alpha {alpha:.2f}", weights) for alpha, weights in sweep(before, after, **options))
+            return
+        merge = MERGES[method](**options)
+        self._show_data(merge, rows)
+        yield method, merge(before, after)
+
+    def _show_data(self, merge: Merge, rows: int) -> None:
+        """Model Tailor wants the inputs of linear layers on train rows, a refined graft the loss's gradient."""
+        if isinstance(merge, ModelTailor):
+            with hessians(self._net, self.finished.after) as found:
+                for _ in self._gradients(rows):
+                    pass
+            merge.hessians = found
+        if isinstance(merge, Grafting) and merge.steps:
+            stream = self._gradients(rows, passes=merge.steps)  # at least a batch in each pass
+
+            def gradient(weights: Weights) -> Weights:
+                assign(self._net, weights)
+                next(stream)
+                return {name: p.grad for name, p in self._net.named_parameters() if p.grad is not None}
+
+            merge.gradient = gradient
+
+    def _gradients(self, rows: int, passes: int = 1) -> Iterator[None]:
+        self.data.setup("fit")
+        if rows > len(self.data.train_rows):
+            raise MergeError(
+                f"{rows} train rows are wanted, the target has {len(self.data.train_rows)}: ask for fewer."
+            )
+        chosen = subset(self.data.train_rows, max_samples=rows, seed=run_seed())
+        self.module.trainer = self.trainer
+        self.module.to(self.trainer.strategy.root_device)
+        for _ in range(passes):
+            yield from gradients(self.module, chosen, self.data.batch_size)
+
+    @property
+    def _net(self) -> torch.nn.Module:
+        assert self.module.net is not None
+        return self.module.net
+
+    def _score(self, label: str, weights: Weights) -> dict[str, Any]:
+        """Run the run's own test loop on ``weights``."""
+        assign(self._net, weights)
+        (forgetting,) = (c for c in self.trainer.callbacks if isinstance(c, ForgettingCallback))  # type: ignore[attr-defined]
+        forgetting.phase = label.replace(" ", "-")
+        self.trainer.test(self.module, self.data, verbose=False)
+        headlines = {name: task.metric().headline for name, task in self.data.tasks.items()}
+        return report.point(label, forgetting.last, headlines)
+
+    def _ends(self) -> list[dict[str, Any]]:
+        """The run's own scores, if nothing was overridden since."""
+        file = self.run / "summary.json"
+        if self.overridden or not file.is_file():
+            return []
+        scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
+        headlines = {name: task.metric().headline for name, task in self.data.tasks.items()}
+        return [report.point(f"{phase} training", scores[phase], headlines) for phase in ("before", "after")]
+
+    def _write(self, weights: Weights, out: Path) -> None:
+        """A Hugging Face folder, in the dtype in which the backbone was loaded."""
+        loaded = self.module.loaded
+        assert loaded is not None
+        assign(loaded.model, weights)
+        loaded.model.to(loaded.model.config.dtype).save_pretrained(out)
+        loaded.processor.save_pretrained(out)
+
+    def check_adapter(self, out: Path | None) -> dict[str, Any]:
+        """Merge the adapter into the weights, write them, and compare the logits of what was written with the run's.
+
+        Args:
+            out: The Hugging Face folder to write.
+        """
+        if out is None:
+            raise MergeError("method adapter writes a folder: say where (--out).")
+        beside = self.module.backbone.load()
+        self.data.setup("test")
+        rows = next(iter(self.data.eval_rows["test"].values()))[:PROBED_ROWS]
+        batch = Collate(beside.processor)(rows)
+        with torch.no_grad():
+            expected = Adapter.load(beside, self.run / "adapter").eval()(**batch.inputs).logits.float()
+        del beside
+        self.module.configure_model()
+        self._write(self.finished.after, out)
+        written = Backbone(str(out), dtype=self.module.backbone.dtype).load()
+        with torch.no_grad():
+            difference = (written.model(**batch.inputs).logits.float() - expected).abs()
+        result = {
+            "rows": len(rows),
+            "logits_max": float(expected.abs().max()),
+            "max_difference": float(difference.max()),
+            "mean_difference": float(difference.mean()),
+        }
+        print(f"Logits of {len(rows)} rows, adapter beside the weights and merged into {out}: {result}")
+        return {"run": str(self.run), "method": "adapter", "out": str(out)} | result

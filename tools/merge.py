@@ -1,0 +1,49 @@
+"""Merge a finished run's weights with those before training, and score what comes out as the run was scored.
+
+    python tools/merge.py --method wise_ft logs/scienceqa_spider/version_0         # a sweep over alpha
+    python tools/merge.py --method dare --options '{drop: 0.8}' RUN --out MERGED   # also writes a model folder
+    python tools/merge.py --method adapter RUN --out MERGED                        # the adapter merged, nothing else
+
+Writes RUN/merges/METHOD/merge.json and the predictions beside it. Words that are not listed below override the run's
+own settings, such as ``--trainer.devices 8`` or ``--data.max_eval_samples 200``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+from mllm_lit.cli import quiet
+from mllm_lit.merging import MERGES, MergeError
+
+
+def main() -> None:
+    """Parse, merge, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of tools/fit.py")
+    parser.add_argument("--method", required=True, choices=["adapter", *MERGES])
+    parser.add_argument("--options", type=yaml.safe_load, default={}, help="the merge's arguments, as YAML")
+    parser.add_argument(
+        "--rows", type=int, default=128, help="train rows for model_tailor, and for grafting with steps"
+    )
+    parser.add_argument("--out", type=Path, help="write the merged weights there, as a Hugging Face folder")
+    options, rest = parser.parse_known_args()
+    from mllm_lit.merging.run import FinishedRun
+
+    quiet()
+    folder = options.run / "merges" / options.method
+    run = FinishedRun(options.run, folder, rest)
+    if options.method == "adapter":
+        result = run.check_adapter(options.out)
+    else:
+        result = run.merge(options.method, options.options, options.rows, options.out)
+    (folder / "merge.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"Written: {folder / 'merge.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MergeError as error:
+        raise SystemExit(str(error)) from error
