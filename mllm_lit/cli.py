@@ -10,15 +10,19 @@ from typing import Any
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 from mllm_lit.callbacks.backbone import BackboneCallback
+from mllm_lit.callbacks.checkpoint import CheckpointError
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
+from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, explicit
+from mllm_lit.callbacks.run_directory import RunDirectoryError, find_last, refuse_existing, require_checkpoint
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.prompt import FormatError
@@ -29,15 +33,13 @@ from mllm_lit.tasks.base import DatasetError
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
-class RunDirectoryError(ValueError):
-    """The run directory that was asked for is taken."""
-
-
 USER_ERRORS: tuple[type[Exception], ...] = (
+    CheckpointError,
     DatasetError,
     FormatError,
     MisconfigurationException,
     NonFiniteLoss,
+    ResumeError,
     RuleError,
     RunDirectoryError,
 )
@@ -53,6 +55,15 @@ class SaveResolvedConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
+
+
+class FitLoop(_FitLoop):
+    """Lightning's, but a run resumed after its last step still ends as it should: with scores and a saved adapter."""
+
+    @property
+    def skip(self) -> bool:
+        """Whether there is nothing to do at all."""
+        return self.max_batches == 0 or self.trainer.limit_train_batches == 0
 
 
 class MLLMCLI(LightningCLI):
@@ -79,6 +90,23 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--version", type=str | None, default=None, help="Default: version_0, version_1, ...")
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
 
+    def _parse_ckpt_path(self) -> None:
+        """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
+        subcommand = self.config.get("subcommand")
+        if not subcommand or self.config[subcommand].get("ckpt_path") != "last":
+            return
+        config = self.config[subcommand]
+        folder = config["output"] / (config["experiment"] or experiment_name(config["config"]))
+        config["version"], found = find_last(folder, config["version"])
+        self.continues = config["version"]
+        if subcommand != "fit":
+            require_checkpoint(found, folder, config["version"])
+        print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
+        config["ckpt_path"] = found and str(found)
+
+    continues: str | None = None
+    """Name of the run directory that ``--ckpt_path last`` goes on with."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with this package's logger and callbacks."""
         config = self.config[self.subcommand] if self.subcommand else self.config
@@ -86,7 +114,9 @@ class MLLMCLI(LightningCLI):
         experiment = config["experiment"] or experiment_name(config["config"])
         logger: Any = trainer.get("logger")
         if logger in (None, True):
-            refuse_existing(config["output"] / experiment, config["version"])
+            if self.continues is None:
+                checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
+                refuse_existing(config["output"] / experiment, config["version"], checkpoint)
             logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
         forgetting = ForgettingCallback()
         callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
@@ -94,9 +124,21 @@ class MLLMCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
+        callbacks.append(ResumeCallback(self._settings(), explicit(sys.argv[1:])))
+        if self.subcommand not in (None, "fit"):
+            self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
         settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
-        return self._instantiate_trainer(settings, callbacks)
+        built = self._instantiate_trainer(settings, callbacks)
+        built.fit_loop.__class__ = FitLoop
+        return built
+
+    def _settings(self) -> dict[str, Any]:
+        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
+        dump = dump.get(self.subcommand, dump)
+        parts = {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
+        trainer = dump.get("trainer", {})
+        return flatten(parts | {"trainer": {key: trainer[key] for key in TRAINER if key in trainer}})
 
     def _hparams(self, config: Any) -> dict[str, Any]:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
@@ -109,15 +151,6 @@ class MLLMCLI(LightningCLI):
 def experiment_name(configs: Sequence[Any] | None) -> str:
     """The stem of the last configuration file, or ``run``."""
     return Path(str(configs[-1])).stem if configs else "run"
-
-
-def refuse_existing(folder: Path, version: str | None) -> None:
-    """Raise if a run directory that was asked for by name holds something."""
-    if version is not None and (path := folder / version).is_dir() and any(path.iterdir()):
-        raise RunDirectoryError(
-            f"The run directory {str(path)!r} exists and is not empty; nothing is overwritten. Choose another "
-            "--version or --experiment, leave --version out for the next free number, or remove it."
-        )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

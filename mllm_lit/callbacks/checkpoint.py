@@ -1,25 +1,186 @@
-"""Checkpoints of what trains, at an interval and at the end."""
+"""Checkpoints of what trains: at an interval, at the end, and when a cluster takes the machine back."""
 
+import os
+import shutil
+import signal
+import threading
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import ModelCheckpoint
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+FOLDER = "checkpoints"
+LAST = "last.ckpt"
+TEMPORARY = ".tmp"
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
+"""What clusters send ahead of a pre-emption or the time limit."""
 
 
-class TrainableCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback; also writes ``last.ckpt`` when training ends.
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read; the message names it and the newest one that can."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Files that are complete or absent: written under a temporary name, synchronised to disk, then renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint to a file of a local or network file system."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + TEMPORARY)
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        rename(temporary, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint after checking it.
+
+        Raises:
+            CheckpointError: There is no such file, or it is truncated or corrupt.
+        """
+        path = Path(path)
+        if not path.is_file():
+            there = ", ".join(str(other) for other in by_age(path.parent)) or "none"
+            raise CheckpointError(f"There is no checkpoint {path}. In that folder: {there}.")
+        if reason := fault(path):
+            good = next((other for other in by_age(path.parent) if not fault(other)), None)
+            remedy = f"Resume with --ckpt_path {good}" if good else "No other checkpoint in its folder can be read"
+            raise CheckpointError(f"The checkpoint {path} is truncated or corrupt ({reason}). {remedy}.")
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
+        return loaded
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a file written by ``torch.save`` (its checksums are verified), ``None`` if nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        return str(error)
+    return f"the checksum of {bad} is wrong" if bad else None
+
+
+def by_age(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first; ``last.ckpt``, another name of the newest, comes after it."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name != LAST), reverse=True)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Put a file in another's place, so that a crash leaves one or the other, whole."""
+    os.replace(source, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class TrainableCheckpoint(Checkpoint):
+    """Writes ``checkpoints/step=N.ckpt`` in the run directory, and ``last.ckpt``, a second name of the newest.
+
+    A checkpoint is written every so many optimizer steps, after the last step, and when SIGTERM or SIGUSR1 arrives:
+    then at the end of the optimizer step under way, or at once if that step is saved and one process evaluates.
+    The process ends with status 0. What a rule does to the weights after the last step is in ``adapter/`` and not
+    in the checkpoint, so that a run resumed from there does it once.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
-        keep: How many to keep beside ``last.ckpt``; -1 for all.
+        keep: How many to keep, the newest; -1 for all. With two, there is one to fall back on.
     """
 
-    def __init__(self, every_n_train_steps: int = 100, keep: int = 1) -> None:
-        super().__init__(
-            filename="{step}", every_n_train_steps=every_n_train_steps, save_top_k=keep, save_last=True, mode="max"
-        )
+    def __init__(self, every_n_train_steps: int = 100, keep: int = 2) -> None:
+        if every_n_train_steps < 1 or keep == 0 or keep < -1:
+            raise ValueError(
+                f"TrainableCheckpoint got every_n_train_steps={every_n_train_steps} and keep={keep}; expected an "
+                "interval of at least 1, and -1 (all) or at least 1 to keep."
+            )
+        self.every_n_train_steps, self.keep = every_n_train_steps, keep
+        self.folder: Path | None = None
+        self._stop = False
+        self._step = self._saved = self._final = 0
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Write the final state."""
-        if not trainer.interrupted and not self._should_skip_saving_checkpoint(trainer):
-            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find the folder, and have files written and read safely."""
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals; Lightning's own handler would end the run between two micro-batches of a step."""
+        self._step = self._saved = trainer.global_step
+        self._final = int(min(trainer.estimated_stepping_batches, 2**62))
+        self._stop = trainer.received_sigterm
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPS:
+                signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Save if it is time, and leave if it is asked for."""
+        step = trainer.global_step
+        if step == self._step:
+            return  # within an accumulation window, whose gradients no checkpoint holds
+        self._step = step
+        stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
+        if stop or step == self._final or step % self.every_n_train_steps == 0:
+            self.save(trainer)
+        if stop:
+            self._leave(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Leave an evaluation if nothing would be lost."""
+        # Several ranks could not agree here: they do not evaluate in step.
+        if self._stop and trainer.world_size == 1 and self._saved == trainer.global_step:
+            self._leave(trainer)
+
+    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """As during validation."""
+        self.on_validation_batch_end(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what ended early."""
+        if not trainer.interrupted and self._saved != trainer.global_step:
+            self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write a checkpoint of this step; every rank has to call this."""
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        assert self.folder is not None
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path)
+        self._saved = trainer.global_step
+        if trainer.is_global_zero:
+            alias(path, self.folder / LAST)
+            steps = [other for other in by_age(self.folder) if other.name != LAST]
+            for old in steps[self.keep :] if self.keep > 0 else []:
+                old.unlink()
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        rank_zero_info(
+            f"Stopped by a signal at optimizer step {trainer.global_step}; everything up to it is in {self.folder}. "
+            f"Go on with: --version {trainer.log_dir and Path(trainer.log_dir).name} --ckpt_path last"
+        )
+        raise SIGTERMException
+
+
+def alias(path: Path, name: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
+    temporary = name.with_name(name.name + TEMPORARY)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    rename(temporary, name)

@@ -1,0 +1,1 @@
+"""Checkpoints: what a run leaves behind when it is stopped, and how it goes on."""

@@ -1,0 +1,130 @@
+"""A resumed run has the settings of the run it continues, or those of the command line, or it stops."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mllm_lit.callbacks.resume import ResumeCallback, ResumeError
+from tests.checkpoints.process import write_config
+
+LORA = {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 4, "lr": 1e-2, "weight_decay": 0.1}}
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, config: Path, *words: str) -> None:
+    from mllm_lit.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["fit.py"])
+    main(["--config", str(config), *words])
+
+
+@pytest.fixture
+def started(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of a run with a checkpoint at each of its 12 steps."""
+    config = write_config(tmp_path, tiny_folder, LORA, schedule="linear")
+    settings = yaml.safe_load(config.read_text())
+    settings["trainer"]["callbacks"][0]["init_args"] = {"every_n_train_steps": 1, "keep": -1}
+    config.write_text(yaml.safe_dump(settings))
+    fit(monkeypatch, config)
+    return config
+
+
+def stored(config: Path, version: int, step: int) -> dict[str, Any]:
+    path = config.parent / "logs" / "toy" / f"version_{version}" / "checkpoints" / f"step={step}.ckpt"
+    loaded: dict[str, Any] = torch.load(path, weights_only=True)
+    return loaded
+
+
+def at(config: Path, step: int) -> tuple[str, str]:
+    return "--ckpt_path", str(config.parent / "logs" / "toy" / "version_0" / "checkpoints" / f"step={step}.ckpt")
+
+
+def groups(config: Path, version: int, step: int) -> dict[str, tuple[float, float]]:
+    found = stored(config, version, step)["optimizer_states"][0]["param_groups"]
+    return {group["name"]: (group["lr"], group["weight_decay"]) for group in found}
+
+
+def test_values_on_the_command_line_win(
+    started: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("--model.adapter.lr", "1e-3", "--model.adapter.init_args.weight_decay=0.5", "--model.betas", "[0.5, 0.6]")
+    fit(monkeypatch, started, *at(started, 6), *words)
+    whole, resumed = groups(started, 0, 12), groups(started, 1, 12)
+    assert whole["connector"][0] == resumed["connector"][0]
+    for step in (7, 9):
+        before, after = groups(started, 0, step)["llm"], groups(started, 1, step)["llm"]
+        assert after[0] == pytest.approx(before[0] / 10, rel=1e-6), "the schedule goes on at the new rate"
+        assert (before[1], after[1]) == (0.1, 0.5)
+    group = stored(started, 1, 12)["optimizer_states"][0]["param_groups"][0]
+    assert tuple(group["betas"]) == (0.5, 0.6)
+    assert "model.adapter.lr is 0.001, as given on the command line; it was 0.01" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.batch_size", "2"], r"data.batch_size x ranks: 4 in the checkpoint, 2 here"),
+        (["--seed_everything", "7"], r"seed|42"),
+        (["--trainer.accumulate_grad_batches", "2"], r"accumulate_grad_batches: 1 in the checkpoint, 2 here"),
+        (["--model.adapter.dropout", "0.5"], r"model.adapter.dropout: 0.05 in the checkpoint, 0.5 here"),
+        (["--config", "OVERLAY"], r"model.adapter.lr: 0.01 in the checkpoint, 0.001 here.*on the command line"),
+    ],
+)
+def test_other_differences_stop_the_run(
+    started: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str, tmp_path: Path
+) -> None:
+    overlay = tmp_path / "toy" / "toy.yaml"
+    overlay.parent.mkdir()
+    overlay.write_text("model: {adapter: {init_args: {lr: 1.0e-3}}}\n")
+    words = [word.replace("OVERLAY", str(overlay)) for word in words]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        fit(monkeypatch, started, *at(started, 6), *words)
+
+
+def test_what_does_not_touch_the_weights_may_differ(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(monkeypatch, started, *at(started, 11), "--data.eval_batch_size", "1", "--model.max_new_tokens", "2")
+    one, other = (stored(started, version, 12)["state_dict"] for version in (0, 1))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name])
+
+
+def test_last_takes_up_a_run_or_begins_it(
+    started: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = started.parent / "logs" / "toy"
+    fit(monkeypatch, started, "--ckpt_path", "last")
+    assert "Resuming from" in capsys.readouterr().out
+    assert [path.name for path in logs.iterdir()] == ["version_0"], "it goes on in the run's own directory"
+    fit(monkeypatch, started, "--ckpt_path", "last", "--version", "new")
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert (logs / "new" / "summary.json").is_file()
+
+
+def test_a_run_is_tested_from_its_last_checkpoint(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.callbacks.checkpoint import CheckpointError
+    from mllm_lit.cli import main
+
+    folder = started.parent / "logs" / "toy" / "version_0"
+    config = (folder / "config.yaml").read_text()
+    main(["test", "--config", str(started), "--ckpt_path", "last"])
+    tested = (folder / "predictions" / "test" / "toy.jsonl").read_text()
+    assert tested == (folder / "predictions" / "after" / "toy.jsonl").read_text()
+    assert (folder / "config.yaml").read_text() == config, "the run's own configuration stays"
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
+        main(["test", "--config", str(started), "--ckpt_path", "last", "--version", "none"])
+
+
+def test_one_rank_of_eight_rows_is_two_of_four() -> None:
+    class Fit:
+        state = type("State", (), {"fn": "fit"})
+        world_size = 2
+
+    checkpoint: dict[str, Any] = {}
+    ResumeCallback({"data.batch_size": 4}).on_save_checkpoint(Fit, None, checkpoint)  # type: ignore[arg-type]
+    Fit.world_size = 1
+    ResumeCallback({"data.batch_size": 8}).on_load_checkpoint(Fit, None, checkpoint)  # type: ignore[arg-type]
+    with pytest.raises(ResumeError, match="8 in the checkpoint, 4 here"):
+        ResumeCallback({"data.batch_size": 4}).on_load_checkpoint(Fit, None, checkpoint)  # type: ignore[arg-type]
