@@ -1,6 +1,6 @@
 """How fast answers are scored, beside the scorers this package agrees with, in turn in one process.
 
-    python benchmarks/scoring.py --out docs/benchmarks/scoring.json
+    python benchmarks/scoring.py --out benchmarks/results/scoring.json
 
 5,000 captions with 5 references each, against pycocoevalcap with its Java tokenizer; 100,000 VQA answers with 10
 annotators each, against the official algorithm as it is defined, loop by loop. Also checks that the results agree.
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm_lit.metrics import caption_scores, vqa_accuracy
-from mllm_lit.metrics.ptb import tokenize_all
-from mllm_lit.metrics.vqa import ARTICLES, NUMBERS, PUNCTUATION, RESTORED, normalize_vqa
+from mllm_lit.metrics.ptb import _chunk, tokenize_all
+from mllm_lit.metrics.vqa import ARTICLES, NUMBERS, PUNCTUATION, RESTORED, _one_line, normalize_vqa
 from mllm_lit.summary import commit
 
 WHO = [
@@ -177,7 +177,8 @@ def main() -> None:
     }
     for _ in range(options.repeat):
         for name, run in work.items():
-            normalize_vqa.cache_clear()
+            for cached in (normalize_vqa, _one_line, _chunk):
+                cached.cache_clear()
             seconds, results[name] = timed(run)
             times.setdefault(name, []).append(seconds)
     best = {name: min(seconds) for name, seconds in times.items()}

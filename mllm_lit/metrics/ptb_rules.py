@@ -22,8 +22,8 @@ HYPHEN = r"[-_\u058a\u2010\u2011]"
 ACRO = r"(?:[A-Za-z](?:\.[A-Za-z])+|(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-U\.K)"
 ENDING = rf"{A}(?i:[msd]|re|ve|ll)"
 TAG = (
-    r"<(?:[!?][A-Za-z-][^>\n]*|/[A-Za-z][\w:.-]*|[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^'\n]*'|"
-    r"\"[^\"\n]*\"|[A-Za-z][\w:.-]*))?)* */?) *>"
+    r"(?a:<(?:[!?][A-Za-z-][^>\n]*|/[A-Za-z][\w:.-]*|[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^'\n]*'|"
+    r"\"[^\"\n]*\"|[A-Za-z][\w:.-]*))?)* */?) *>)"
 )
 # What starts a sentence: a single letter with a period before one of them is no abbreviation.
 FILES = "bat|bmp|c|class|cgi|cpp|dll|docx?|exe|gif|gz|h|html?|jar|java|jpe?g|mov|mp3|pdf|php|pl|png|ppt|ps|py|sql|tar|txt|wav|x|xml|zip"
@@ -105,7 +105,7 @@ _WORD_PARTS: list[Rule] = [
 ]
 _FILE: Rule = (rf"({LD}+(?:\.{LD}+)*\.(?i:{FILES}))(?:{B}|[\n.?!,])", _same)
 _WEB: Rule = (
-    rf"((?:www\.(?:[^{URL_END}]+\.)+[a-zA-Z]{{2,4}}|(?:[^\s\"`'<>|.!?(){{}},\-_$/A-Z0-9:;=@\[\\\]^]+\.)+"
+    rf"((?:(?i:www)\.(?:[^{URL_STOP}.!?{{}},]+\.)+[a-zA-Z]{{2,4}}|(?:[^\s\"`'<>|.!?(){{}},\-_$/A-Z0-9:;=@\[\\\]^]+\.)+"
     rf"(?:com|net|org|edu))(?:/[^{URL_STOP}]+[^{URL_END}])?)",
     _same,
 )
