@@ -1,0 +1,114 @@
+"""One Hugging Face folder of a backbone with everything a run has trained in it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_lit.backbones.load import BackboneError
+from mllm_lit.backbones.quantize import refuse_if_quantized
+from mllm_lit.backbones.run import Tuned
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Model types of this package, and the module whose import makes them known to transformers.
+OWN = {"mllm_lit_composed": "mllm_lit.backbones.composed", "efficientnet_lite": "mllm_lit.backbones.efficientnet_lite"}
+PLAIN = {"linear_1": "layers.0", "linear_2": "layers.2"}
+PROBE = "What is this?"
+
+
+class ExportError(BackboneError):
+    """A model cannot be written as one folder; the message says why."""
+
+
+def merge(tuned: Tuned) -> "PreTrainedModel":
+    """The backbone's model with the adapter folded into its weights.
+
+    Raises:
+        ExportError: The adapter is no update of weights.
+        QuantizationError: The weights are packed integers.
+    """
+    model: Any = tuned.loaded.model
+    refuse_if_quantized(model, "Merging an adapter")
+    module: Any = tuned.module
+    if module is model:
+        return module
+    kind = next(iter(module.peft_config.values())).peft_type
+    try:
+        return module.merge_and_unload()
+    except (AttributeError, ValueError) as error:
+        raise ExportError(
+            f"An adapter of the type {getattr(kind, 'value', kind)} adds computations, not an update of the weights, "
+            "so it cannot be merged into them. Use the backbone and the run's adapter/ folder with peft.PeftModel."
+        ) from error
+
+
+def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":
+    """A composed model with LLaVA's own connector as a ``LlavaForConditionalGeneration``; any other as it is.
+
+    The result shares its weights with the model given.
+    """
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    config: Any = model.config
+    if getattr(config, "connector", None) != "mlp2x_gelu":
+        return model
+    settings = {key: value for key, value in config.to_dict().items() if not key.startswith("connector")}
+    settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures")}
+    settings["projector_hidden_act"] = "gelu"
+    make: Any = LlavaConfig
+    with torch.device("meta"):
+        plain: Any = LlavaForConditionalGeneration(make(**settings))
+    own: Any = model
+    plain.model.vision_tower, plain.model.language_model = own.model.vision_tower, own.model.language_model
+    plain.lm_head = own.lm_head
+    for name, old in PLAIN.items():
+        setattr(plain.model.multi_modal_projector, name, own.model.multi_modal_projector.get_submodule(old))
+    plain.generation_config = own.generation_config
+    return plain.eval()
+
+
+def needed_imports(model: "PreTrainedModel") -> list[str]:
+    """Modules to import before plain transformers knows every part of a model."""
+    config: Any = model.config
+    kinds = {config.model_type, getattr(getattr(config, "vision_config", None), "model_type", "")}
+    return sorted(OWN[kind] for kind in kinds & OWN.keys())
+
+
+def export(tuned: Tuned, folder: Path) -> tuple[float, list[str]]:
+    """Write model and processor.
+
+    Args:
+        tuned: Backbone and adapter; the adapter is merged into the backbone's weights and gone afterwards.
+        folder: Must be empty or new.
+
+    Returns:
+        The largest change of a logit that merging made, on a question with a grey picture, and the modules that have
+        to be imported before plain transformers loads the folder.
+
+    Raises:
+        ExportError: The folder holds something, or the adapter cannot be merged.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ExportError(f"{folder} is not empty and nothing is overwritten. Choose another --out or remove it.")
+    before = probe(tuned.loaded.processor, tuned.module)
+    model = to_plain(merge(tuned))
+    change = float((probe(tuned.loaded.processor, model) - before).abs().max())
+    model.save_pretrained(folder)
+    tuned.loaded.processor.save_pretrained(folder)
+    return change, needed_imports(model)
+
+
+def probe(processor: Any, module: Any) -> Any:
+    """Logits at the end of a question with a grey picture, fp32."""
+    import torch
+    from PIL import Image
+
+    content = [{"type": "image"}, {"type": "text", "text": PROBE}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    images = [Image.new("RGB", (64, 48), "grey")]
+    inputs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+    with torch.inference_mode():
+        return module(**inputs.to(module.device)).logits[:, -1].float()

@@ -1,0 +1,90 @@
+"""The model that a finished run has trained, for the tools that use it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class Tuned:
+    """A backbone with or without a run's adapter, for inference.
+
+    Attributes:
+        loaded: The backbone; its model holds a trained connector and trained blocks.
+        module: The module to call: with adapter modules where the run trained some, else the model itself.
+    """
+
+    loaded: LoadedBackbone
+    module: "nn.Module"
+
+
+def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
+    """A backbone from a YAML file, a hub id or folder, or the mapping that a run's ``config.yaml`` holds.
+
+    Args:
+        source: Any of them.
+        overrides: Attributes to set, such as ``dtype``; ``None`` leaves one as it is.
+
+    Raises:
+        BackboneError: The file does not describe a backbone.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
+        backbone = Backbone(source)
+    else:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Backbone, "backbone", required=True)
+        try:
+            backbone = parser.instantiate(parser.parse_object({"backbone": source})).backbone
+        except ArgumentError as error:
+            raise BackboneError(f"{source} does not describe a backbone: {error}") from error
+    for name, value in overrides.items():
+        if value is not None:
+            setattr(backbone, name, value)
+    return backbone
+
+
+def load_tuned(source: str, run: Path | None = None, **overrides: Any) -> Tuned:
+    """A backbone as it is, or as a run left it.
+
+    Args:
+        source: As for :func:`read_backbone`; not used with ``run``.
+        run: A run directory; its own backbone is taken.
+        overrides: Attributes of the backbone to set.
+
+    Raises:
+        BackboneError: The folder is not of a finished run, or the backbone cannot be loaded.
+        AdapterError: The adapter is of another backbone.
+    """
+    if run is None:
+        loaded = read_backbone(source, **overrides).load()
+        return Tuned(loaded, loaded.model)
+    from mllm_lit.adapters import Adapter
+
+    loaded = read_backbone(run_config(run)["model"]["backbone"], **overrides).load()
+    return Tuned(loaded, Adapter.load(loaded, run / "adapter").eval())
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a finished run.
+
+    Raises:
+        BackboneError: The folder is none.
+    """
+    import yaml
+
+    missing = [name for name in ("config.yaml", "adapter") if not (run / name).exists()]
+    if missing:
+        there = sorted(entry.name for entry in run.iterdir()) if run.is_dir() else "it does not exist"
+        raise BackboneError(
+            f"{run} is no directory of a finished run: {' and '.join(missing)} not found ({there}). Expected is what "
+            "tools/fit.py names at its end, such as logs/scienceqa_lora/version_0."
+        )
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return config

@@ -1,0 +1,53 @@
+"""Ask about a picture: python tools/ask.py "What is this?" --image cat.png [--run logs/scienceqa_lora/version_0].
+
+The answer comes word by word. With --chat, further questions are read from the input, a line each, until it ends.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mllm_lit.adapters import AdapterError
+from mllm_lit.backbones import BackboneError, LayoutError
+from mllm_lit.backbones.ask import Conversation
+from mllm_lit.backbones.run import load_tuned
+from mllm_lit.data.images import ImageError
+
+
+def main() -> None:
+    """Load, ask, and go on asking in a chat."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", nargs="?", help="without it, --chat is understood")
+    parser.add_argument("--image", type=Path, action="append", default=[], help="a picture; may be given several times")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--backbone", default="embedded", help="a file of configs/backbones, a hub id or a folder")
+    which.add_argument("--run", type=Path, help="directory of a finished run: its backbone with its adapter")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    parser.add_argument("--chat", action="store_true", help="ask several questions")
+    options = parser.parse_args()
+    try:
+        tuned = load_tuned(options.backbone, options.run, dtype=options.dtype)
+        conversation = Conversation(tuned, options.image)
+    except (AdapterError, BackboneError, ImageError, LayoutError) as error:
+        sys.exit(str(error))
+    import torch
+    from transformers import TextStreamer
+
+    if torch.cuda.is_available():
+        tuned.module.to("cuda")
+    streamer = TextStreamer(tuned.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    prompt = "> " if sys.stdin.isatty() else ""
+    question = options.question
+    try:
+        while True:
+            conversation.ask(input(prompt) if question is None else question, options.max_new_tokens, streamer)
+            if question is not None and not options.chat:
+                break
+            question = None
+    except EOFError:
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Write a model that plain transformers loads: python tools/export.py --run logs/X/version_0 --out FOLDER.
+
+The run's adapter is merged into the weights of its backbone. With --backbone in place of --run, that backbone is
+written as it is: weights in their authors' own format, or parts of your choice, become a Hugging Face folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mllm_lit.adapters import AdapterError
+from mllm_lit.backbones import BackboneError, LayoutError
+from mllm_lit.backbones.export import export
+from mllm_lit.backbones.quantize import QuantizationError
+from mllm_lit.backbones.run import load_tuned
+
+
+def main() -> None:
+    """Load, merge, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, help="directory of a finished run")
+    which.add_argument("--backbone", help="a file of configs/backbones, a hub id or a folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or new")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
+    options = parser.parse_args()
+    try:
+        change, imports = export(load_tuned(options.backbone, options.run, dtype=options.dtype), options.out)
+    except (AdapterError, BackboneError, LayoutError, QuantizationError) as error:
+        sys.exit(str(error))
+    print(f"{options.out}: merged; a logit changed by at most {change:.2g}.")
+    if imports:
+        print(f"Before transformers can load it: import {', '.join(imports)}")
+
+
+if __name__ == "__main__":
+    main()
