@@ -19,7 +19,7 @@ from mllm_lit.backbones.connectors import CONNECTORS, Downsample, PixelShuffle, 
 
 # Vision encoders whose first feature is a class token, which the connector does not get.
 WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
-WITHOUT_CLASS_TOKEN = ("siglip_vision_model",)
+WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "efficientnet_lite")
 
 
 class ComposedConfig(LlavaConfig):  # type: ignore[no-untyped-call]
@@ -35,7 +35,9 @@ class ComposedConfig(LlavaConfig):  # type: ignore[no-untyped-call]
         vision: Any = self.vision_config
         text: Any = self.text_config
         grid = vision.image_size // vision.patch_size
-        return Sizes(grid, vision.hidden_size, text.hidden_size, self.connector_queries, self.connector_transposed)
+        layers = 1 if isinstance(self.vision_feature_layer, int) else len(self.vision_feature_layer)
+        width = layers * vision.hidden_size
+        return Sizes(grid, width, text.hidden_size, self.connector_queries, self.connector_transposed)
 
 
 class ComposedForConditionalGeneration(LlavaForConditionalGeneration):

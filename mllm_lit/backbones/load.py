@@ -143,7 +143,7 @@ class Backbone:
                 )
             config = AutoConfig.from_pretrained(source, trust_remote_code=self.trust_remote_code, revision=revision)
         except (OSError, ValueError) as error:
-            raise BackboneError(_not_found(source, error)) from error
+            raise BackboneError(not_found(source, error)) from error
         if type(config) not in AutoModelForImageTextToText._model_mapping and not self.trust_remote_code:
             raise BackboneError(
                 f"{source} holds a {config.model_type!r} model, which takes no image and text to text in transformers. "
@@ -182,7 +182,7 @@ def resolve_source(path: str) -> str:
     if local.is_dir():
         return str(local)
     if _is_path(path):
-        raise BackboneError(_not_found(path))
+        raise BackboneError(not_found(path))
     return path
 
 
@@ -224,7 +224,8 @@ def _is_path(source: str) -> bool:
     return source.startswith(("/", ".", "~")) or source.count("/") > 1
 
 
-def _not_found(source: str, error: Exception | None = None) -> str:
+def not_found(source: str, error: Exception | None = None) -> str:
+    """The text of an error: what was tried, what is there, and how to give a folder."""
     path = Path(source).expanduser()
     remedy = (
         "Without network, download the model elsewhere (`hf download ID --local-dir FOLDER`) and set "

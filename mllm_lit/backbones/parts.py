@@ -1,10 +1,12 @@
 """A backbone put together from a vision encoder, a connector and an LLM of the user's choice."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.aspect import side_of
-from mllm_lit.backbones.load import Backbone, BackboneError, resolve_dtype, resolve_source
+from mllm_lit.backbones.layout import find_layout
+from mllm_lit.backbones.load import Backbone, BackboneError, not_found, resolve_dtype, resolve_source
+from mllm_lit.seed import mix, run_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -29,17 +31,20 @@ TEMPLATES = {
 class ComposedBackbone(Backbone):
     """Any vision encoder (CLIP, SigLIP, DINOv2) + connector + any causal LLM, as one Hugging Face model.
 
-    A new connector starts from torch's global random state; train it first on captions with everything else frozen.
+    A new connector is drawn with the run's seed; train it first on captions with everything else frozen.
 
     Args:
-        vision: Hub id or folder of the vision encoder, or of a CLIP or SigLIP with its text side.
-        llm: Hub id or folder of a causal LLM.
+        vision: Hub id or folder of the vision encoder, of a CLIP or SigLIP with its text side, or of a multimodal LLM
+            whose vision encoder is taken.
+        llm: Hub id or folder of a causal LLM, or of a multimodal LLM whose language model is taken.
         connector: ``linear``, ``mlp2x_gelu``, ``resampler``, ``downsample`` (2 x 2), ``downsample_3x3`` or
             ``pixel_shuffle``.
         queries: Embeddings of one picture that a resampler makes.
-        feature_layer: Which hidden state of the vision encoder is used; ``-2`` as LLaVA does.
+        feature_layer: Which hidden state of the vision encoder is used, ``-2`` as LLaVA does; of several, the features
+            are put side by side.
+        features: ``patch`` leaves the class token out, ``cls_patch`` keeps it (``linear`` and ``mlp2x_gelu`` only).
         connector_weights: A ``connector.safetensors`` that a run has written, to start from.
-        template: How turns are written: ``vicuna`` or ``chatml``.
+        template: How turns are written: ``vicuna``, ``chatml``, or ``own`` for the chat template in the LLM's folder.
         **shared: The arguments of :class:`Backbone`, ``path`` aside.
     """
 
@@ -49,7 +54,8 @@ class ComposedBackbone(Backbone):
         llm: str,
         connector: "Kind" = "mlp2x_gelu",
         queries: int = 64,
-        feature_layer: int = -2,
+        feature_layer: int | list[int] = -2,
+        features: Literal["patch", "cls_patch"] = "patch",
         connector_weights: str | None = None,
         template: str = "vicuna",
         **shared: Any,
@@ -60,6 +66,7 @@ class ComposedBackbone(Backbone):
         self.connector: Kind = connector
         self.queries = queries
         self.feature_layer = feature_layer
+        self.features = features
         self.connector_weights = connector_weights
         self.template = template
 
@@ -70,7 +77,6 @@ class ComposedBackbone(Backbone):
             BackboneError: A part is missing or of a kind that does not fit.
         """
         import torch
-        from transformers import AutoModelForCausalLM
 
         from mllm_lit.backbones import composed
 
@@ -79,7 +85,7 @@ class ComposedBackbone(Backbone):
         dtype = resolve_dtype(self.dtype)
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
         tower = read_vision(self.vision, options)
-        llm: Any = AutoModelForCausalLM.from_pretrained(resolve_source(self.llm), **options)
+        llm = read_llm(self.llm, options)
         tokenizer = read_tokenizer(self.llm)
         grow_embeddings(llm, tokenizer)
         make: Any = composed.ComposedConfig
@@ -88,7 +94,7 @@ class ComposedBackbone(Backbone):
             text_config=llm.config,
             image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
             vision_feature_layer=self.feature_layer,
-            vision_feature_select_strategy=select_strategy(tower.config),
+            vision_feature_select_strategy=self._select(tower.config),
             connector=self.connector,
             connector_queries=self.queries,
             pad_token_id=tokenizer.pad_token_id,
@@ -96,7 +102,10 @@ class ComposedBackbone(Backbone):
         with torch.device("meta"):
             model: Any = composed.ComposedForConditionalGeneration(config)
         model.model.vision_tower, model.model.language_model, model.lm_head = tower, llm.model, llm.lm_head
-        model.model.multi_modal_projector = composed.ComposedForConditionalGeneration.fresh_connector(config).to(dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(run_seed(), 3))
+            connector = composed.ComposedForConditionalGeneration.fresh_connector(config)
+        model.model.multi_modal_projector = connector.to(dtype)
         model.tie_weights()
         model.generation_config = llm.generation_config
         model.set_attn_implementation(self.attn_implementation)
@@ -105,12 +114,59 @@ class ComposedBackbone(Backbone):
         images = read_image_processor(self.vision, tower.config, **self.processor)
         return model, make_processor(config, images, tokenizer, self.template)
 
+    def _select(self, vision_config: Any) -> str:
+        if self.features == "patch":
+            return select_strategy(vision_config)
+        if select_strategy(vision_config) == "full" or self.connector not in ("linear", "mlp2x_gelu"):
+            raise BackboneError(
+                f"features: cls_patch needs a vision encoder with a class token and a linear or mlp2x_gelu connector; "
+                f"these are {vision_config.model_type!r} and {self.connector}. Set features: patch."
+            )
+        return "full"
 
-def read_vision(path: str, options: dict[str, Any]) -> Any:
-    """The vision encoder alone, from its own folder or from one that has a text side, too."""
-    from transformers import AutoConfig, CLIPVisionModel, Dinov2Model, SiglipVisionModel
+
+def is_multimodal(source: str) -> bool:
+    """Whether a folder or hub id holds a whole multimodal LLM.
+
+    Raises:
+        BackboneError: It holds no model, or cannot be fetched.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from mllm_lit.backbones import composed, efficientnet_lite  # noqa: F401
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise BackboneError(not_found(source, error)) from error
+    return type(config) in AutoModelForImageTextToText._model_mapping
+
+
+def read_llm(path: str, options: dict[str, Any]) -> Any:
+    """The causal LLM alone, from its own folder or from that of a multimodal LLM."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     source = resolve_source(path)
+    if not is_multimodal(source):
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    whole: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+    blocks = find_layout(whole).blocks.rpartition(".")[0]
+    with torch.device("meta"):
+        llm: Any = AutoModelForCausalLM.from_config(whole.config.get_text_config())
+    llm.model, llm.lm_head = whole.get_submodule(blocks), whole.get_output_embeddings()
+    llm.generation_config = whole.generation_config
+    return llm
+
+
+def read_vision(path: str, options: dict[str, Any]) -> Any:
+    """The vision encoder alone, from its own folder, from one that has a text side, or from a multimodal LLM's."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionModel, Dinov2Model, SiglipVisionModel
+
+    source = resolve_source(path)
+    if is_multimodal(source):
+        whole: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+        return whole.get_submodule(find_layout(whole).vision[0])
     config = AutoConfig.from_pretrained(source)
     kinds: dict[str, Any] = {
         "clip": CLIPVisionModel,
@@ -164,6 +220,7 @@ def select_strategy(vision_config: Any) -> str:
 
 def read_image_processor(path: str, vision_config: Any, **changes: Any) -> Any:
     """The vision encoder's image processor in its Pillow variant, which needs no torchvision."""
+    from transformers import AutoProcessor
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -173,7 +230,11 @@ def read_image_processor(path: str, vision_config: Any, **changes: Any) -> Any:
         "siglip_vision_model": SiglipImageProcessorPil,
         "dinov2": BitImageProcessorPil,
     }
-    return kinds[vision_config.model_type].from_pretrained(resolve_source(path), **changes)
+    source = resolve_source(path)
+    if is_multimodal(source):
+        auto: Any = AutoProcessor
+        return auto.from_pretrained(source, **changes).image_processor
+    return kinds[vision_config.model_type].from_pretrained(source, **changes)
 
 
 def make_processor(config: "ComposedConfig", images: Any, tokenizer: Any, template: str) -> "ProcessorMixin":
@@ -196,16 +257,36 @@ def make_processor(config: "ComposedConfig", images: Any, tokenizer: Any, templa
         images,
         tokenizer,
         patch_size=vision.image_size,
-        num_additional_image_tokens=tokens_per_image(config.connector, config.sizes()) - 1,
+        num_additional_image_tokens=tokens_per_image(config.connector, config.sizes()) - 1 + keeps_class_token(config),
         vision_feature_select_strategy="full",
-        chat_template=chat_template(template),
+        chat_template=own_template(tokenizer) if template == "own" else chat_template(template),
     )
+
+
+def keeps_class_token(config: "ComposedConfig") -> bool:
+    """Whether the connector gets the vision encoder's class token."""
+    return config.vision_feature_select_strategy == "full" and select_strategy(config.vision_config) == "default"
+
+
+def own_template(tokenizer: Any) -> str:
+    """The tokenizer's chat template.
+
+    Raises:
+        BackboneError: There is none, or it shows no pictures.
+    """
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    if not tokenizer.chat_template or IMAGE_TOKEN not in tokenizer.apply_chat_template(turn, tokenize=False):
+        raise BackboneError(
+            f"template: own, but the LLM's folder has no chat template that writes {IMAGE_TOKEN} for a picture. Set "
+            f"template to one of {sorted(TEMPLATES)}."
+        )
+    return str(tokenizer.chat_template)
 
 
 def chat_template(name: str) -> str:
     """A Jinja template with pictures ahead of a turn's text, each on a line of its own."""
     if name not in TEMPLATES:
-        raise BackboneError(f"template {name!r} is unknown; there are {sorted(TEMPLATES)}.")
+        raise BackboneError(f"template {name!r} is unknown; there are own and {sorted(TEMPLATES)}.")
     user, user_end, assistant, assistant_end, ask = TEMPLATES[name]
     start = "{{ bos_token }}" if name == "vicuna" else ""
     system = "" if name == "vicuna" else "<|im_start|>system\n"

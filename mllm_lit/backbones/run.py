@@ -1,5 +1,6 @@
 """The model that a finished run has trained, for the tools that use it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,15 @@ def load_tuned(source: str, run: Path | None = None, **overrides: Any) -> Tuned:
         AdapterError: The adapter is of another backbone.
     """
     if run is None:
+        os.environ.setdefault("PL_GLOBAL_SEED", "42")
         loaded = read_backbone(source, **overrides).load()
         return Tuned(loaded, loaded.model)
     from mllm_lit.adapters import Adapter
 
-    loaded = read_backbone(run_config(run)["model"]["backbone"], **overrides).load()
+    config = run_config(run)
+    # A new connector was drawn with the run's seed.
+    os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
+    loaded = read_backbone(config["model"]["backbone"], **overrides).load()
     return Tuned(loaded, Adapter.load(loaded, run / "adapter").eval())
 
 

@@ -76,10 +76,12 @@ def test_the_parts_keep_their_weights(parts: dict[str, str]) -> None:
     assert torch.equal(ours[..., : theirs.shape[-1]], theirs)
 
 
-def test_the_connector_depends_on_the_seed_and_the_rest_does_not(parts: dict[str, str]) -> None:
+def test_the_connector_depends_on_the_runs_seed_and_the_rest_does_not(
+    parts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     states = []
     for seed in (1, 1, 2):
-        torch.manual_seed(seed)
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         states.append(ComposedBackbone(parts["clip"], parts["llama"]).load().model.state_dict())
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
@@ -131,3 +133,42 @@ def test_templates_put_pictures_ahead_of_the_text(parts: dict[str, str]) -> None
     )
     with pytest.raises(BackboneError, match="'mine' is unknown"):
         chat_template("mine")
+
+
+def test_parts_are_taken_out_of_whole_models_and_the_llm_keeps_its_template(parts: dict[str, str]) -> None:
+    whole = Backbone("embedded").load()
+    loaded = ComposedBackbone("embedded", "embedded", feature_layer=-1, template="own").load()
+    for path in ("model.vision_tower", "model.language_model", "lm_head"):
+        state = whole.model.get_submodule(path).state_dict()
+        assert all(torch.equal(loaded.model.get_submodule(path).state_dict()[name], v) for name, v in state.items())
+    assert {name: tensor.tolist() for name, tensor in ask(loaded).items()} == {
+        name: tensor.tolist() for name, tensor in ask(whole).items()
+    }
+    connector = whole.model.get_submodule("model.multi_modal_projector")
+    ours = loaded.model.get_submodule("model.multi_modal_projector.layers")
+    with torch.no_grad():
+        for name, old in (("0", "linear_1"), ("2", "linear_2")):
+            ours.get_submodule(name).load_state_dict(connector.get_submodule(old).state_dict())
+    assert torch.equal(logits(loaded), logits(whole)), "with its own connector it is the model it was taken from"
+    with pytest.raises(BackboneError, match="no chat template that writes <image>"):
+        ComposedBackbone(parts["clip"], parts["llama"], template="own").load()
+
+
+def test_layers_and_features_are_chosen(parts: dict[str, str]) -> None:
+    loaded = ComposedBackbone(parts["clip"], parts["llama"], "linear", feature_layer=[-2, -1]).load()
+    assert loaded.model.get_parameter("model.multi_modal_projector.layers.0.weight").shape == (32, 64)
+    counts = {}
+    for features in ("patch", "cls_patch"):
+        loaded = ComposedBackbone(parts["dinov2"], parts["llama"], "linear", features=features).load()  # type: ignore[arg-type]
+        assert logits(loaded).isfinite().all()
+        counts[features] = int((ask(loaded)["input_ids"] == loaded.model.config.image_token_id).sum())
+    assert counts == {"patch": 16, "cls_patch": 17}
+    for vision, connector in (("siglip", "linear"), ("clip", "downsample")):
+        with pytest.raises(BackboneError, match="class token"):
+            ComposedBackbone(parts[vision], parts["llama"], connector, features="cls_patch").load()  # type: ignore[arg-type]
+
+
+def test_an_unreachable_part_says_how_to_give_a_folder(parts: dict[str, str]) -> None:
+    for vision, llm in (("openai/none", parts["llama"]), (parts["clip"], "lmsys/none")):
+        with pytest.raises(BackboneError, match="/none'.*could not be fetched.*--local-dir"):
+            ComposedBackbone(vision, llm).load()

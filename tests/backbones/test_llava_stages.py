@@ -1,0 +1,44 @@
+"""LLaVA's two stages from their configs, on the embedded model and data: a connector, then connector and LLM."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+
+FEW = [
+    "--trainer.max_steps",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--data.max_eval_samples",
+    "2",
+    "--data.sources",
+    "null",
+]
+FEW += ["--data.batch_size", "4", "--data.check_images", "false", "--model.max_new_tokens", "2"]
+
+
+def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["fit.py"])
+    logs = tmp_path / "logs"
+    main(["--config", str(REPOSITORY / "configs" / "llava_pretrain.yaml"), "--output", str(logs), *FEW])
+    connector = logs / "llava_pretrain" / "version_0" / "adapter" / "connector.safetensors"
+    first = load_file(connector)
+    assert {name.rpartition(".")[0] for name in first} == {f"model.multi_modal_projector.layers.{i}" for i in (0, 2)}
+    weights = ["--model.backbone.connector_weights", str(connector)]
+    config = str(REPOSITORY / "configs" / "llava_instruct.yaml")
+    main(["--config", config, "--output", str(logs), *FEW, *weights])
+    run = logs / "llava_instruct" / "version_0"
+    second = load_file(run / "adapter" / "connector.safetensors")
+    assert all(0 < float((second[name] - first[name]).abs().max()) < 1e-3 for name in first), "it starts from the first"
+    delta = load_file(run / "adapter" / "delta.safetensors")
+    assert any(name.startswith("model.language_model.layers.5.") for name in delta)
+    assert not any("vision_tower" in name for name in delta)
+    stored = torch.load(logs / "llava_pretrain" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {name.removeprefix("net.") for name in stored["state_dict"]} == first.keys()
