@@ -19,6 +19,7 @@ from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
 from mllm_lit.seed import mix, run_seed
+from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
 
 
 class Record(TypedDict):
@@ -82,6 +83,7 @@ class MLLMModule(L.LightningModule):
         self.tokens = 0
         self.positions = 0
         self._metrics: dict[str, AnswerMetric] = {}
+        self._lockstep = self._hidden = False
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -96,6 +98,10 @@ class MLLMModule(L.LightningModule):
             self.net = self.adapter.attach(self.loaded)
         if self.vision_cache is not None:
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        self._lockstep, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
+        if isinstance(strategy, FSDP2Strategy):
+            strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)
         forward = inspect.signature(self.loaded.model.forward).parameters
         # Models with rotary positions over time and space derive them from the inputs themselves.
         self._positions = "position_ids" in forward and not hasattr(self.loaded.model.model, "get_rope_index")
@@ -177,6 +183,18 @@ class MLLMModule(L.LightningModule):
             ) from error
         return logits[:, -keep:]
 
+    def on_fit_start(self) -> None:
+        """Refuse what a strategy cannot do.
+
+        Raises:
+            ValueError: The strategy hides gradients, and a rule or an accumulation needs them.
+        """
+        if self._hidden and (self.importance is not None or self.trainer.accumulate_grad_batches > 1):
+            raise ValueError(
+                "DeepSpeed keeps gradients to itself: importance rules, and trainer.accumulate_grad_batches above 1 "
+                "with a loss over all answer tokens of a step, need them. Use configs/trainer/fsdp2.yaml or ddp.yaml."
+            )
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on the seed and the position alone, so a resumed run repeats it."""
         torch.manual_seed(mix(run_seed(), 2, self.trainer.current_epoch, batch_idx, self.global_rank))
@@ -186,9 +204,12 @@ class MLLMModule(L.LightningModule):
         nll, counts = self.answer_nll(batch)
         total = nll.sum()
         sums = [total.detach().double(), counts.sum().double(), *replay_sums(nll, counts, batch.samples)]
+        sums.append(torch.full_like(sums[0], len(batch.pictures)))
         self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
         self.tokens += batch.tokens
         self.positions += batch.labels.numel()
+        if self._hidden:
+            return total * self.trainer.world_size / cast("Tensor", self.all_gather(sums[1])).sum()
         # Lightning divides by the accumulation, also in a window that the epoch's end cuts short.
         return total * self.trainer.accumulate_grad_batches
 
@@ -203,7 +224,7 @@ class MLLMModule(L.LightningModule):
         total = sums.sum(0)
         if self.trainer.world_size > 1:
             total = cast("Tensor", self.all_gather(total)).view(-1, len(total)).sum(0)
-        nll, tokens, replay_nll, replay_tokens = total.tolist()
+        nll, tokens, replay_nll, replay_tokens, pictures = total.tolist()
         if not torch.isfinite(total[0]):
             bad = [ids for (_, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
             named = ", ".join(bad[0]) if bad else "(on another rank)"
@@ -212,8 +233,13 @@ class MLLMModule(L.LightningModule):
                 "was changed by it and the last checkpoint is good. Lower the learning rate, clip gradients "
                 "(trainer.gradient_clip_val), or train in bf16-mixed instead of fp16."
             )
+        if not pictures and self._lockstep:
+            # As in a single process: nothing has reached them, so the optimizer leaves them alone.
+            for name, parameter in self.trainable():
+                if self._loaded.layout.role_of(name) != "llm":
+                    parameter.grad = None
         grads = [p.grad for p in self.parameters() if p.grad is not None]
-        if grads:
+        if grads and not self._hidden:
             torch._foreach_mul_(grads, self.trainer.world_size / tokens)
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
@@ -228,14 +254,17 @@ class MLLMModule(L.LightningModule):
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def evaluate(self, batch: Batch, metric: AnswerMetric, max_new_tokens: int) -> list[Record]:
-        """Generate answers, score them, and measure the NLL of the true ones."""
+    @torch.no_grad()
+    def evaluate(
+        self, batch: Batch, metric: AnswerMetric, max_new_tokens: int, rows: int | None = None
+    ) -> list[Record]:
+        """Generate answers, score them, and measure the NLL of the true ones; of the first ``rows`` rows only."""
         with encoded_once(self._loaded.model, batch.pictures, reuse=True):
             predictions = self.generate(batch, max_new_tokens)
             nll, counts = self.answer_nll(batch)
-        metric.update(predictions, batch.samples)
-        scores = metric.row_scores(predictions, batch.samples)
+        predictions, samples = predictions[:rows], batch.samples[:rows]
+        metric.update(predictions, samples)
+        scores = metric.row_scores(predictions, samples)
         return [
             Record(
                 id=sample.id,
@@ -249,7 +278,7 @@ class MLLMModule(L.LightningModule):
                 answer_tokens=count,
             )
             for sample, prediction, score, value, count in zip(
-                batch.samples, predictions, scores, nll.tolist(), counts.tolist(), strict=True
+                samples, predictions, scores, nll.tolist()[:rows], counts.tolist()[:rows], strict=True
             )
         ]
 
@@ -259,35 +288,36 @@ class MLLMModule(L.LightningModule):
             raise ValueError("This batch has no prompts to continue: build it with Collate(..., with_prompt=True).")
         assert self.net is not None
         out = self.net.generate(  # type: ignore[operator]
-            **batch.prompt, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+            **batch.prompt, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, synced_gpus=self._lockstep
         )
         texts = self.processor.batch_decode(out[:, batch.prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Record]:
+    def _evaluation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> list[Record]:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         name = data.names[dataloader_idx]
         task = data.tasks[name]
         if name not in self._metrics:
             # Ranks are gathered when the score is computed, never a batch at a time.
             self._metrics[name] = task.metric().to(self.device)
-        return self.evaluate(batch, self._metrics[name], self.max_new_tokens or task.max_new_tokens)
+        own = data.own_rows(batch_idx, dataloader_idx)
+        return self.evaluate(batch, self._metrics[name], self.max_new_tokens or task.max_new_tokens, own)
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[Record]:
         """Score a batch of the set number ``dataloader_idx``."""
-        return self._evaluation_step(batch, dataloader_idx)
+        return self._evaluation_step(batch, batch_idx, dataloader_idx)
 
     def test_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> list[Record]:
         """Score a batch of the set number ``dataloader_idx``."""
-        return self._evaluation_step(batch, dataloader_idx)
+        return self._evaluation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
         """As :meth:`test_step`: the answers with their scores."""
-        return self._evaluation_step(batch, dataloader_idx)
+        return self._evaluation_step(batch, batch_idx, dataloader_idx)
 
     def pop_scores(self) -> dict[str, dict[str, float]]:
         """Scores of every set since the last call, in points; clears them."""

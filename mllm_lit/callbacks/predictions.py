@@ -43,7 +43,7 @@ class PredictionsCallback(L.Callback):
         name = trainer.datamodule.names[loader]  # type: ignore[attr-defined]
         self._records.setdefault(name, []).extend(outputs)
         shown = self._shown.setdefault(name, [])
-        for sample, record in zip(batch.samples, outputs, strict=True):
+        for sample, record in zip(batch.samples, outputs, strict=False):
             if len(shown) < self.images and sample.images:
                 shown.append((sample, record))
 

@@ -78,7 +78,7 @@ class SummaryCallback(L.Callback):
         if fast_dev_run(trainer) or trainer.log_dir is None:
             return
         folder = Path(trainer.log_dir)
-        pl_module.adapter.save(pl_module.net, folder / "adapter")
+        pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
         before, after = self.forgetting.before, self.forgetting.after
         if not trainer.is_global_zero or before is None or after is None:
             return

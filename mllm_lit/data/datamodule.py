@@ -14,6 +14,7 @@ from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
 from mllm_lit.data.subset import read_ids, subset
+from mllm_lit.strategies import in_lockstep
 from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import DatasetError, Task
 
@@ -260,15 +261,24 @@ class MLLMDataModule(L.LightningDataModule):
 
     def _eval_loaders(self, phase: str) -> list[DataLoader[Batch]]:
         trainer, collate = self._trainer(), self._collate(with_prompt=True)
+        even = in_lockstep(trainer.strategy)
         return [
             self._loader(
                 rows,
                 collate,
                 batch_size=self.eval_batch_size,
-                sampler=RankSampler(len(rows), trainer.global_rank, trainer.world_size),
+                sampler=RankSampler(len(rows), trainer.global_rank, trainer.world_size, even),
             )
             for rows in self.eval_rows[phase].values()
         ]
+
+    def own_rows(self, batch_idx: int, dataloader_idx: int) -> int:
+        """How many rows of an evaluation batch are this rank's; further ones repeat another's, to keep in step."""
+        trainer = self._trainer()
+        phase = "val" if trainer.validating or trainer.sanity_checking else "test"
+        total = len(self.eval_rows[phase][self.names[dataloader_idx]])
+        own = len(range(trainer.global_rank, total, trainer.world_size)) - batch_idx * self.eval_batch_size
+        return max(0, min(own, self.eval_batch_size))
 
     def _loader(self, rows: Sequence[Sample], collate: Collate, **how: Any) -> DataLoader[Batch]:
         # Pinning would copy a batch that is not a plain tensor; the transfer is small beside a step.
