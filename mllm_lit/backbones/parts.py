@@ -152,8 +152,9 @@ def read_llm(path: str, options: dict[str, Any]) -> Any:
         return AutoModelForCausalLM.from_pretrained(source, **options)
     whole: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
     blocks = find_layout(whole).blocks.rpartition(".")[0]
+    make: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        llm: Any = AutoModelForCausalLM.from_config(whole.config.get_text_config())
+        llm = make.from_config(whole.config.get_text_config())
     llm.model, llm.lm_head = whole.get_submodule(blocks), whole.get_output_embeddings()
     llm.generation_config = whole.generation_config
     return llm
