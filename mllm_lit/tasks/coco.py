@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.captions import CaptionTask
-from mllm_lit.tasks.files import collect, read_table, text
+from mllm_lit.tasks.files import by_key, collect, read_table, text
 
 OFFICIAL = ("train2014", "val2014", "train2017", "val2017")
 
@@ -50,7 +50,7 @@ class COCOCaptions(CaptionTask):
         path = self.locate(root, f"annotations/captions_{split}.json", f"captions_{split}.json")
         folder = self.locate(root, split, f"images/{split}")
         listed, annotations = read_table(path, "images", "annotations")
-        captions: dict[int, list[str]] = {image["id"]: [] for image in listed if "id" in image}
+        captions: dict[int, list[str]] = {key: [] for key in by_key(path, listed, "id", "images")}
         rows = ((f"annotations[{row}]", annotation) for row, annotation in enumerate(annotations))
         for key, caption in collect(path, rows, partial(_caption, captions)):
             captions[key].append(caption)

@@ -31,11 +31,50 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file; a syntax error becomes a :class:`DatasetError` with its line and column."""
+    """A JSON file.
+
+    Raises:
+        DatasetError: A syntax error, with its line and column, or a key that an object has twice.
+    """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
+    except RepeatedKey as error:
+        raise DatasetError(f"{path}: {error}") from error
+
+
+class RepeatedKey(ValueError):
+    """An object of a JSON file has a key twice, of which the parser would drop one."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in content if keys.count(key) > 1)
+        raise RepeatedKey(f"an object has the key {repeated!r} more than once; ids must be unique")
+    return content
+
+
+def by_key(path: Path, rows: list[dict[str, Any]], key: str, name: str) -> dict[Any, dict[str, Any]]:
+    """Rows of a list under the value of one of their fields, which must differ.
+
+    Raises:
+        DatasetError: The field is missing, or two rows have the same value; all such rows are named.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    faults: list[Fault] = []
+    for number, row in enumerate(rows):
+        if key not in row:
+            faults.append(Fault(str(path), f"{name}[{number}]", f"field {key!r} is missing"))
+        elif row[key] in found:
+            faults.append(Fault(str(path), f"{name}[{number}]", f"{key} {row[key]!r} appears a second time"))
+        else:
+            found[row[key]] = row
+    if faults:
+        raise DatasetError.of(faults)
+    return found
 
 
 def read_list(path: Path) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import DatasetError, Fault, Task
-from mllm_lit.tasks.files import collect, read_table, text
+from mllm_lit.tasks.files import by_key, collect, read_table, text
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -36,7 +36,7 @@ class VQAv2(Task):
         images = self.locate(root, split, f"images/{split}")
         [questions] = read_table(asked, "questions")
         [answers] = read_table(answered, "annotations")
-        annotations = {entry.get("question_id"): entry for entry in answers}
+        annotations = by_key(answered, answers, "question_id", "annotations")
         orphans = annotations.keys() - {entry.get("question_id") for entry in questions}
         if orphans:
             raise DatasetError.of(

@@ -36,24 +36,27 @@ def scienceqa(root: Path) -> None:
               "image": None, "grade": "grade8", "subject": "language science", "topic": "verbs", "split": "train"},
         "3": {"question": "Which state is this?", "choices": ["Ohio", "Utah"], "answer": 0, "hint": "See the map.",
               "image": "image.png", "grade": "grade6", "subject": "social science", "topic": "geo", "split": "test"},
+        "4": {"question": "Which is red?", "choices": ["this", "that"], "answer": 0, "hint": "", "image": "image.png",
+              "grade": "grade1", "subject": "natural science", "topic": "colour", "split": "val"},
     }  # fmt: skip
     write(root / "problems.json", {pid: problem | common for pid, problem in problems.items()})
-    write(root / "pid_splits.json", {"train": ["1", "2"], "val": [], "test": ["3"], "minitest": ["3"]})
+    write(root / "pid_splits.json", {"train": ["1", "2"], "val": ["4"], "test": ["3"], "minitest": ["3"]})
     picture(root / "images/train/1/image.png")
     picture(root / "images/test/3/image.png")
+    picture(root / "images/val/4/image.png")
 
 
 def iconqa(root: Path) -> None:
-    base = root / "iconqa_data/iconqa/test"
     extra = {"grade": "prek", "label": "S2"}
     rows = {
         "choose_txt/10": {"question": "Is it even?", "choices": ["Yes", "no"], "answer": 0, "ques_type": "choose_txt"},
         "choose_txt/9": {"question": "Which?", "choices": ["3", "5"], "answer": "5", "ques_type": "choose_txt"},
         "fill_in_blank/7": {"question": "There are () dots.", "answer": 4, "ques_type": "fill_in_blank"},
     }
-    for name, row in rows.items():
-        write(base / name / "data.json", row | extra)
-        picture(base / name / "image.png")
+    for split in ("train", "val", "test"):
+        for name, row in rows.items():
+            write(root / "iconqa_data/iconqa" / split / name / "data.json", row | extra)
+            picture(root / "iconqa_data/iconqa" / split / name / "image.png")
 
 
 def _vqa(root: Path, prefix: str, consensus: bool) -> None:
@@ -70,9 +73,10 @@ def _vqa(root: Path, prefix: str, consensus: bool) -> None:
     if consensus:
         annotations[0]["multiple_choice_answer"] = "red"
         annotations[1]["multiple_choice_answer"] = "no"
-    write(root / f"{prefix}OpenEnded_mscoco_val2014_questions.json", {"questions": questions})
-    write(root / f"{prefix}mscoco_val2014_annotations.json", {"annotations": annotations})
-    picture(root / "val2014/COCO_val2014_000000000009.jpg")
+    for split in ("train2014", "val2014"):
+        write(root / f"{prefix}OpenEnded_mscoco_{split}_questions.json", {"questions": questions})
+        write(root / f"{prefix}mscoco_{split}_annotations.json", {"annotations": annotations})
+        picture(root / f"{split}/COCO_{split}_000000000009.jpg")
 
 
 def vqav2(root: Path) -> None:
@@ -84,33 +88,36 @@ def okvqa(root: Path) -> None:
 
 
 def vizwiz(root: Path) -> None:
-    row = {"image": "VizWiz_val_00000000.jpg", "question": "What color?", "answers": annotators(TEN_REDS),
-           "answer_type": "other", "answerable": 1}  # fmt: skip
-    write(root / "Annotations/val.json", [row])
-    picture(root / "val/VizWiz_val_00000000.jpg")
+    row = {"question": "What color?", "answers": annotators(TEN_REDS), "answer_type": "other", "answerable": 1}
+    for split in ("train", "val"):
+        write(root / f"Annotations/{split}.json", [row | {"image": f"VizWiz_{split}_00000000.jpg"}])
+        picture(root / f"{split}/VizWiz_{split}_00000000.jpg")
 
 
 def ocrvqa(root: Path) -> None:
     book = {"imageURL": "http://images.example/I/51.jpg", "title": "T", "authorName": "A", "genre": "Cookbooks",
             "questions": ["What is the genre?", "Is this a cookbook?"], "answers": ["Cookbooks", "Yes"]}  # fmt: skip
-    write(root / "dataset.json", {"0761183272": book | {"split": 3}, "1491580240": book | {"split": 1}})
-    picture(root / "images/0761183272.jpg")
-    picture(root / "images/1491580240.jpg")
+    splits = {"0761183272": 3, "1491580240": 1, "1421533464": 2}
+    write(root / "dataset.json", {key: book | {"split": split} for key, split in splits.items()})
+    for key in splits:
+        picture(root / f"images/{key}.jpg")
 
 
 def textvqa(root: Path) -> None:
     row = {"question_id": 34602, "question": "What brand is it?", "image_id": "003a8ae2ef43b901",
-           "image_classes": [], "answers": TEN_REDS, "set_name": "val"}  # fmt: skip
+           "image_classes": [], "answers": TEN_REDS}  # fmt: skip
     page = {"image_id": "003a8ae2ef43b901", "ocr_tokens": ["DAKOTA", "DIGITAL"], "ocr_info": []}
-    write(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
-    write(root / "TextVQA_Rosetta_OCR_v0.2_val.json", {"dataset_type": "val", "data": [page]})
+    for split in ("train", "val"):
+        write(root / f"TextVQA_0.5.1_{split}.json", {"dataset_type": split, "data": [row | {"set_name": split}]})
+        write(root / f"TextVQA_Rosetta_OCR_v0.2_{split}.json", {"dataset_type": split, "data": [page]})
     picture(root / "train_images/003a8ae2ef43b901.jpg")
 
 
 def gqa(root: Path) -> None:
     row = {"imageId": "n161313", "question": "Is it overcast?", "answer": "no", "fullAnswer": "No, it is clear.",
            "types": {"structural": "verify", "semantic": "global"}, "isBalanced": True}  # fmt: skip
-    write(root / "questions1.2/testdev_balanced_questions.json", {"201307251": row})
+    for split in ("train", "val", "testdev"):
+        write(root / f"questions1.2/{split}_balanced_questions.json", {"201307251": row})
     for shard in range(2):
         write(root / f"questions1.2/train_all_questions/train_all_questions_{shard}.json", {f"{shard}": row})
     picture(root / "images/n161313.jpg")
@@ -118,7 +125,8 @@ def gqa(root: Path) -> None:
 
 def _karpathy(name: str, image: dict[str, Any]) -> dict[str, Any]:
     sentences = [{"raw": "A red square.", "tokens": ["a", "red", "square"]}, {"raw": "Red.", "tokens": ["red"]}]
-    images = [image | {"sentences": sentences, "split": split, "imgid": i} for i, split in enumerate(("train", "test"))]
+    splits = ("train", "test", "val", "restval")
+    images = [image | {"sentences": sentences, "split": split, "imgid": i} for i, split in enumerate(splits)]
     return {"dataset": name, "images": images}
 
 
@@ -135,8 +143,10 @@ def coco_captions(root: Path) -> None:
         write(root / f"annotations/captions_{split}.json", {"info": {}, "images": images, "annotations": annotations})
         for image in images:
             picture(root / split / str(image["file_name"]))
-    image = {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg", "cocoid": 42}
-    write(root / "dataset_coco.json", _karpathy("coco", image))
+    karpathy = _karpathy("coco", {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg"})
+    for cocoid, image in enumerate(karpathy["images"], start=41):
+        image["cocoid"] = cocoid
+    write(root / "dataset_coco.json", karpathy)
 
 
 def pope(root: Path) -> None:
@@ -155,7 +165,8 @@ def conversations(root: Path) -> None:
          "conversations": [{"from": r, "value": v} for r, v in zip(roles, turns, strict=True)]},
         {"id": "b", "conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "hi"}]},
     ]  # fmt: skip
-    write(root / "train.json", rows)
+    for split in ("train", "val", "test"):
+        write(root / f"{split}.json", rows)
     picture(root / "pics/a.png")
 
 

@@ -224,6 +224,10 @@ BAD: list[tuple[str, Task, str, str, Callable[[Any], Any], str]] = [
      lambda c: c["annotations"][1].update(answers=[]), r"questions.json:1: field 'answers' is an empty list"),
     ("unanswered question", VQAv2(), "val2014", "v2_mscoco_val2014_annotations.json",
      lambda c: c["annotations"].pop() and None, "question_id 9001 has no annotation"),
+    ("question annotated twice", VQAv2(), "val2014", "v2_mscoco_val2014_annotations.json",
+     lambda c: c["annotations"].append(c["annotations"][0]), r"annotations\[2\]: question_id 9000 appears a second"),
+    ("image listed twice", COCOCaptions(), "val2014", "annotations/captions_val2014.json",
+     lambda c: c["images"].append(c["images"][0]), r"images\[2\]: id 42 appears a second time"),
     ("orphan annotation", VQAv2(), "val2014", "v2_OpenEnded_mscoco_val2014_questions.json",
      lambda c: c["questions"].pop() and None, "annotations.json:9001: no such question_id"),
     ("another image", VQAv2(), "val2014", "v2_OpenEnded_mscoco_val2014_questions.json",
@@ -287,6 +291,14 @@ def test_broken_json_is_named_with_its_place(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "{]\n{]\n")
     with pytest.raises(DatasetError, match="2 faulty rows"):
         POPE().rows(tmp_path, "adversarial")
+
+
+def test_key_that_appears_twice_is_named(tmp_path: Path) -> None:
+    RELEASES["gqa"](tmp_path)
+    path = tmp_path / "questions1.2/testdev_balanced_questions.json"
+    path.write_text('{"7": {"question": "a"}, "7": {"question": "b"}}')
+    with pytest.raises(DatasetError, match=r"questions.json: an object has the key '7' more than once"):
+        GQA().rows(tmp_path, "testdev_balanced")
 
 
 def test_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
