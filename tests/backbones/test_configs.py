@@ -1,5 +1,6 @@
 """Every YAML of a backbone: it parses without network or torch, and names a config class that exists."""
 
+import json
 import re
 from pathlib import Path
 
@@ -59,3 +60,11 @@ def test_options_are_those_of_the_family(file: Path) -> None:
     assert isinstance(backbone, OriginalBackbone) == (file.stem in {"sharegpt4v_7b", "vila15_3b", "nvila_lite_2b"})
     assert backbone.max_length is not None
     assert backbone.max_length >= 1024
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_the_memory_is_the_computed_one(file: Path) -> None:
+    results = REPOSITORY / "benchmarks" / "results" / "backbone_memory.json"
+    counts = json.loads(results.read_text())["backbones"][file.stem]
+    assert f"Memory: {counts['bf16_bytes'] / 1e9:.1f} GB of bf16 weights" in file.read_text()
+    assert counts["total"] == counts["vision"] + counts["connector"] + counts["llm"]
