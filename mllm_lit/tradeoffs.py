@@ -1,0 +1,307 @@
+"""The trade-off study: methods x learning rates x seeds, from a grid file to a table and a Pareto plot.
+
+A cell is one run of ``tools/fit.py`` (or, for merges, of ``tools/merge.py`` on a finished run). The learning rate of a
+method is the one with the best target score on the validation split, from runs with one seed; of equal ones the
+smallest. Then every seed is trained with it and scored on whole test splits. Finished cells are not repeated.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TRADEOFF = ("A_S", "A_T", "H", "O")
+
+
+class GridError(ValueError):
+    """The grid file cannot be read as one; the message names the method and the key."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the study.
+
+    Attributes:
+        name: Of the row and of its result file.
+        seeds: Of the reported runs.
+        words: For ``tools/fit.py``.
+        rates: Learning rates to choose from; one alone is taken as it is.
+        of: For a merge, the method whose runs are merged; it then has no words and rates of its own.
+        merge: Name of the merge.
+        options: Its arguments, as YAML.
+        label: Of a sweep, the point that stands for the method.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    words: tuple[str, ...] = ()
+    rates: tuple[float, ...] = ()
+    of: str | None = None
+    merge: str | None = None
+    options: str = "{}"
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study.
+
+    Attributes:
+        name: Of the folders with runs and results.
+        words: For every run; a configuration among them.
+        rate: Words for a run's learning rate, with ``{lr}`` in them.
+        choosing: Words for the runs that choose it.
+        choosing_seed: Of those runs.
+        methods: By name.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    rate: tuple[str, ...]
+    choosing: tuple[str, ...]
+    choosing_seed: int
+    methods: Mapping[str, Method]
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file; see ``benchmarks/tradeoffs.yaml``.
+
+    Raises:
+        GridError: A key is unknown or missing.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fields = {"name", "words", "rate", "choosing", "choosing_seed", "methods"}
+    if not isinstance(content, dict) or content.keys() != fields:
+        raise GridError(f"{path} has the keys {sorted(content)}, expected {sorted(fields)}.")
+    methods = {name: _method(name, row) for name, row in content["methods"].items()}
+    for method in methods.values():
+        if method.of is not None and (method.of not in methods or methods[method.of].of is not None):
+            raise GridError(f"{method.name} merges runs of {method.of!r}, which is no trained method of the grid.")
+        if method.of is not None and not set(method.seeds) <= set(methods[method.of].seeds):
+            raise GridError(
+                f"{method.name} has seeds {method.seeds}, the runs that it merges {methods[method.of].seeds}."
+            )
+    words = {key: tuple(str(content[key]).split()) for key in ("words", "rate", "choosing")}
+    return Grid(content["name"], choosing_seed=int(content["choosing_seed"]), methods=methods, **words)
+
+
+def _method(name: str, row: Mapping[str, Any]) -> Method:
+    trained, merged = {"seeds", "words", "rates"}, {"seeds", "of", "merge"}
+    if row.keys() != trained and not merged <= row.keys() <= merged | {"options", "label"}:
+        raise GridError(f"{name} has the keys {sorted(row)}, expected {sorted(trained)} or {sorted(merged)}.")
+    return Method(
+        name,
+        tuple(row["seeds"]),
+        tuple(str(row.get("words", "")).split()),
+        tuple(float(rate) for rate in row.get("rates", ())),
+        row.get("of"),
+        row.get("merge"),
+        yaml.safe_dump(row.get("options", {}), default_flow_style=True).strip(),
+        row.get("label"),
+    )
+
+
+Run = Callable[[str, Sequence[str]], None]
+"""Runs a tool, by its name, with these words; raises when it fails."""
+
+
+class Study:
+    """Runs what is missing of a grid, and collects what is there.
+
+    Args:
+        grid: What to run.
+        runs: Folder of the run directories.
+        run: Starts a tool.
+    """
+
+    def __init__(self, grid: Grid, runs: Path, run: Run) -> None:
+        self.grid, self.runs, self.run = grid, runs / grid.name, run
+
+    def method(self, method: Method) -> dict[str, Any]:
+        """Run and collect one method.
+
+        Returns:
+            The content of its result file.
+        """
+        if method.of is not None:
+            return self._merged(method)
+        choice = self._choose(method)
+        cells = {seed: self._fit(method, choice["chosen"], seed) for seed in method.seeds}
+        return {"method": method.name, "words": [*self.grid.words, *method.words], "learning_rate": choice} | {
+            "seeds": {str(seed): _cell(summary) for seed, summary in cells.items()}
+        }
+
+    def _choose(self, method: Method) -> dict[str, Any]:
+        if len(method.rates) == 1:
+            return {"chosen": method.rates[0], "tried": {}}
+        tried = {}
+        for rate in sorted(method.rates):
+            summary = self._fit(method, rate, self.grid.choosing_seed, choosing=True)
+            tried[rate] = summary["target"]["after"]
+        best = max(tried, key=lambda rate: (tried[rate], -rate))
+        return {"chosen": best, "tried": {f"{rate:g}": score for rate, score in tried.items()}}
+
+    def _fit(self, method: Method, rate: float, seed: int, choosing: bool = False) -> dict[str, Any]:
+        version = f"{'choosing' if choosing else 'lr'}-{rate:g}-seed-{seed}"
+        folder = self.runs / method.name / version
+        if not (folder / "summary.json").is_file():
+            words = [*self.grid.words, *method.words, *(word.format(lr=rate) for word in self.grid.rate)]
+            words += ["--seed_everything", str(seed), *(self.grid.choosing if choosing else ())]
+            words += ["--output", str(self.runs), "--experiment", method.name, "--version", version]
+            # Goes on with a cell that was cut off, and starts one that was not begun.
+            self.run("fit", [*words, "--ckpt_path", "last"])
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return summary | {"folder": str(folder)}
+
+    def _merged(self, method: Method) -> dict[str, Any]:
+        assert method.of is not None
+        assert method.merge is not None
+        trained = self.grid.methods[method.of]
+        choice, seeds = self._choose(trained), {}
+        for seed in method.seeds:
+            summary = self._fit(trained, choice["chosen"], seed)
+            folder = Path(summary["folder"])
+            file = folder / "merges" / method.merge / "merge.json"
+            if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["asked"] != method.options:
+                self.run("merge", [str(folder), "--method", method.merge, "--options", method.options])
+                content = json.loads(file.read_text(encoding="utf-8")) | {"asked": method.options}
+                file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            points = [_point(row) for row in json.loads(file.read_text(encoding="utf-8"))["points"]]
+            wanted = [row for row in points if row["label"] == (method.label or method.merge)]
+            if len(wanted) != 1:
+                labels = [row["label"] for row in points]
+                raise GridError(f"{method.name}: no point {method.label!r} among {labels}; set its label to one.")
+            seeds[str(seed)] = _cell(summary) | wanted[0] | {"points": points}
+        return {"method": method.name, "of": method.of, "merge": method.merge, "options": method.options} | {
+            "learning_rate": choice,
+            "seeds": seeds,
+        }
+
+
+def _cell(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "target": summary["target"]["after"],
+        "sources": {name: row["after"] for name, row in summary["sources"].items()},
+        "tradeoff": summary["tradeoff"],
+        "before": {
+            "target": summary["target"]["before"],
+            "sources": {name: row["before"] for name, row in summary["sources"].items()},
+        },
+        "parameters": summary["parameters"],
+        "cost": summary["cost"],
+        "versions": summary["versions"],
+        "commit": summary["commit"],
+    }
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("label", "target", "sources", "tradeoff")}
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and unbiased standard deviation; ``None`` of a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the points of which no other is at least as good in both coordinates and better in one.
+
+    >>> pareto({"a": (1.0, 3.0), "b": (2.0, 2.0), "c": (1.0, 2.0)})
+    ['a', 'b']
+    """
+
+    def beaten(x: float, y: float) -> bool:
+        return any(a >= x and b >= y and (a > x or b > y) for a, b in points.values())
+
+    return [name for name, (x, y) in points.items() if not beaten(x, y)]
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row per method: mean and standard deviation over its seeds of every score, and the time it took."""
+    for result in results:
+        cells = list(result["seeds"].values())
+        columns = {"target": [cell["target"] for cell in cells]}
+        columns |= {name: [cell["sources"][name] for cell in cells] for name in cells[0]["sources"]}
+        columns |= {key: [cell["tradeoff"][key] for cell in cells] for key in TRADEOFF}
+        yield {
+            "method": result["method"],
+            "seeds": len(cells),
+            "learning_rate": result["learning_rate"]["chosen"],
+            "scores": {name: mean_sd(values) for name, values in columns.items()},
+            "seconds": statistics.fmean(cell["cost"]["train_seconds"] for cell in cells),
+        }
+
+
+def markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a study; the first row is the model before training."""
+    first = next(iter(results[0]["seeds"].values()))["before"]
+    sources = list(first["sources"])
+    heads = ["method", "seeds", "lr", "target", *sources, "A^S", "A^T", "H", "O", "seconds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    zero = [first["target"], *first["sources"].values()]
+    lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | | | | | |")
+    for row in sorted(summarise(results), key=lambda row: -row["scores"]["H"][0]):
+        cells = [f"{m:.1f}" if sd is None else f"{m:.1f} ± {sd:.1f}" for m, sd in row["scores"].values()]
+        head = [row["method"], str(row["seeds"]), f"{row['learning_rate']:g}"]
+        lines.append("| " + " | ".join([*head, *cells, f"{row['seconds']:.0f}"]) + " |")
+    return "\n".join(lines)
+
+
+def write_report(grid: Grid, folder: Path, page: Path) -> None:
+    """Put table and plot of the results in ``folder`` into a Markdown page, between the two marks of the grid's name.
+
+    Raises:
+        GridError: The page has no such marks.
+    """
+    from PIL import Image
+
+    from mllm_lit.callbacks.plots import scatter
+
+    files = [folder / f"{name}.json" for name in grid.methods]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    text = page.read_text(encoding="utf-8")
+    start, end = f"<!-- {grid.name}: begin -->", f"<!-- {grid.name}: end -->"
+    if start not in text or end not in text:
+        raise GridError(f"{page} lacks the marks {start!r} and {end!r}, between which the results go.")
+    body = "No cell has been run yet."
+    if results:
+        picture = page.with_name(f"{page.stem}_{grid.name}.png")
+        Image.fromarray(scatter(f"{grid.name}: target against sources", "A^S", "A^T", series(results))).save(picture)
+        body = f"{markdown(results)}\n\n![A^T over A^S, one point a method, the Pareto front joined]({picture.name})"
+    before, after = text.split(start)[0], text.split(end)[1]
+    page.write_text(f"{before}{start}\n{body}\n{end}{after}", encoding="utf-8")
+
+
+def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The Pareto plot: a point per method, the front joined, the WiSE-FT sweeps as a line of their own."""
+    from mllm_lit.callbacks.plots import Series
+
+    rows = {row["method"]: row["scores"] for row in summarise(results)}
+    places = {name: (scores["A_S"][0], scores["A_T"][0]) for name, scores in rows.items()}
+    front = sorted(pareto(places), key=lambda name: places[name])
+    first = next(iter(results[0]["seeds"].values()))["before"]
+    start = (statistics.fmean(first["sources"].values()), first["target"], "before")
+    plot = {
+        "Pareto front": Series([(*places[name], name) for name in front]),
+        "other methods": Series([(*at, name) for name, at in places.items() if name not in front], joined=False),
+        "before training": Series([start], joined=False),
+    }
+    for result in results:
+        sweeps = [cell["points"] for cell in result["seeds"].values() if "points" in cell]
+        labels = [row["label"] for row in sweeps[0] if row["label"].startswith("alpha ")] if sweeps else []
+        if labels:
+            line = [
+                tuple(statistics.fmean(_at(points, label)[key] for points in sweeps) for key in ("A_S", "A_T"))
+                for label in labels
+            ]
+            plot[f"{result['method']}, swept"] = Series([(x, y, "") for x, y in line])
+    return plot
+
+
+def _at(points: Sequence[Mapping[str, Any]], label: str) -> Mapping[str, float]:
+    found: Mapping[str, float] = next(row["tradeoff"] for row in points if row["label"] == label)
+    return found

@@ -1,0 +1,49 @@
+"""Run the trade-off study of a grid file, or go on with it: python tools/tradeoffs.py --grid benchmarks/tradeoffs.yaml.
+
+Writes one JSON per method to benchmarks/results/tradeoffs/GRID/, and from all that are there the table and the plot of
+docs/tradeoffs.md (--report writes only those). Finished cells are skipped, so it may be stopped at any time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mllm_lit.tradeoffs import Study, read_grid, write_report
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tool: str, words: Sequence[str]) -> None:
+    """Start a tool in a process of its own."""
+    print(f"--- {tool} {' '.join(words)}", flush=True)
+    subprocess.run([sys.executable, str(ROOT / "tools" / f"{tool}.py"), *words], check=True, cwd=ROOT)
+
+
+def main() -> None:
+    """Parse, run, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, default=ROOT / "benchmarks" / "tradeoffs.yaml")
+    parser.add_argument("--runs", type=Path, default=ROOT / "logs" / "tradeoffs", help="folder of the run directories")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "tradeoffs")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "tradeoffs.md")
+    parser.add_argument("--only", nargs="+", help="methods to run; default: all of the grid")
+    parser.add_argument("--report", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    grid = read_grid(options.grid)
+    if unknown := set(options.only or ()) - grid.methods.keys():
+        raise SystemExit(f"The grid has no method {sorted(unknown)}; it has {list(grid.methods)}.")
+    folder = options.results / grid.name
+    folder.mkdir(parents=True, exist_ok=True)
+    study = Study(grid, options.runs, run)
+    for name, method in grid.methods.items():
+        if not options.report and name in (options.only or grid.methods):
+            text = json.dumps(study.method(method), indent=1) + "\n"
+            (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    write_report(grid, folder, options.page)
+
+
+if __name__ == "__main__":
+    main()
