@@ -67,9 +67,10 @@ class PredictionsCallback(L.Callback):
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, self._records)
         shown, self._records, self._shown = self._shown, {}, {}
-        if not trainer.is_global_zero or trainer.log_dir is None:
+        log_dir = trainer.log_dir  # A broadcast: every rank has to ask.
+        if not trainer.is_global_zero or log_dir is None:
             return
-        folder = Path(trainer.log_dir) / "predictions" / phase
+        folder = Path(log_dir) / "predictions" / phase
         folder.mkdir(parents=True, exist_ok=True)
         for name in ranks[0]:
             # Rank r scored rows r, r + world, ...: interleaving restores the split's order.
