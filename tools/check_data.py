@@ -7,10 +7,9 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from mllm_lit.cli import MLLMCLI, quiet
+from mllm_lit.cli import MLLMCLI, USER_ERRORS, quiet
 from mllm_lit.data.preflight import check, read_all
 
 
@@ -22,19 +21,18 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     quiet()
     sys.argv = [sys.argv[0], *rest]
-    data = MLLMCLI(run=False).datamodule
-    parts = [(data.task.name, data.task, data.root, split) for split in data.splits.values()]
-    parts += [(name, source.task, source.root, source.split) for name, source in data.sources.items()]
-    datasets, faults = read_all(
-        {f"{name} {split}": partial(task.rows, root, split) for name, task, root, split in parts}
-    )
+    datasets, faults = read_all(MLLMCLI(run=False).datamodule.readers())
     faults += check(datasets, options.workers)
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     if options.faults is not None:
         options.faults.write_text(json.dumps([asdict(fault) for fault in faults], indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows of {', '.join(datasets)}\n")
+    rows = ", ".join(f"{name} {len(samples):,}" for name, samples in datasets.items())
+    sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows: {rows or 'none was read'}\n")
     return int(bool(faults))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except USER_ERRORS as error:
+        sys.exit(f"{type(error).__name__}: {error}")

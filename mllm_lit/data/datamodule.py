@@ -1,6 +1,7 @@
 """The data of a run: a target with its splits, and the held-out sources whose forgetting is measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from zlib import crc32
@@ -122,7 +123,7 @@ class MLLMDataModule(L.LightningDataModule):
         self.task, self.sources = task, sources.sets if sources is not None else {}
         self._root = root
         if task.name in self.sources:
-            raise ValueError(f"A source may not carry the target's name {task.name!r}; rename it under data.sources.")
+            raise DatasetError(f"A source may not carry the target's name {task.name!r}; rename it under data.sources.")
         own = task.split_names
         self.splits = {"train": train_split or own["train"], "val": val_split or own["val"]}
         self.splits["test"] = test_split or own["test"]
@@ -136,6 +137,7 @@ class MLLMDataModule(L.LightningDataModule):
         self.sampled: dict[str, list[str]] = {}
         """The ids of every random or listed part of a split, as written to ``ids/`` in the run directory."""
         self._position = (0, 0)
+        self._read: dict[tuple[str, str], list[Sample]] = {}
 
     @property
     def root(self) -> Path:
@@ -152,6 +154,18 @@ class MLLMDataModule(L.LightningDataModule):
         """The task of each evaluated set."""
         return {self.task.name: self.task, **{name: source.task for name, source in self.sources.items()}}
 
+    def readers(self) -> dict[str, Callable[[], list[Sample]]]:
+        """What reads each split of the target and of the sources, replayed ones included, in full; by name."""
+        parts = [(self.task.name, self.task, self, split) for split in self.splits.values()]
+        parts += [(name, source.task, source, source.split) for name, source in self.sources.items()]
+        if self.replay:
+            parts += [(name, s.task, s, s.task.split_names["train"]) for name, s in self._again().items()]
+
+        def read(task: Task, place: Any, split: str) -> list[Sample]:
+            return task.rows(place.root, split)
+
+        return {f"{name} {split}": partial(read, task, place, split) for name, task, place, split in parts}
+
     def setup(self, stage: str) -> None:
         """Read the rows that the stage needs and check what can be checked without a model."""
         if stage == "fit" and not self.train_rows:
@@ -165,6 +179,7 @@ class MLLMDataModule(L.LightningDataModule):
                 self.eval_rows[phase] = self._evaluated(phase)
         for task in self.tasks.values():
             task.metric()  # A scorer that cannot run here says so now, not after training.
+        self._read = {}
         self._write_ids()
 
     def _trained(self) -> list[Sample]:
@@ -173,13 +188,18 @@ class MLLMDataModule(L.LightningDataModule):
         chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
         if not self.replay:
             return chosen
-        names = list(self.sources) if self.replay_from is None else list(self.replay_from)
-        unknown = sorted(set(names) - set(self.sources))
-        if unknown:
-            raise ValueError(f"data.replay_from names {unknown}; the sources are: {', '.join(self.sources) or 'none'}")
-        mixed = replayed({name: self.sources[name] for name in names}, self.replay, len(chosen), self._seed())
+        mixed = replayed(self._again(), self.replay, len(chosen), self._seed())
         self.sampled |= {f"replay/{name}": [row.id for row in rows] for name, rows in mixed.items()}
         return [*chosen, *(row for rows in mixed.values() for row in rows)]
+
+    def _again(self) -> dict[str, Source]:
+        """The sources to replay."""
+        names = list(self.sources) if self.replay_from is None else self.replay_from
+        unknown = sorted(set(names) - set(self.sources))
+        if unknown:
+            there = ", ".join(self.sources) or "none"
+            raise DatasetError(f"data.replay_from names {unknown}; the sources are: {there}")
+        return {name: self.sources[name] for name in names}
 
     def _evaluated(self, phase: str) -> dict[str, list[Sample]]:
         own = (self.task, self.root, self.splits[phase], self.max_eval_samples if phase == "test" else None)
@@ -187,12 +207,18 @@ class MLLMDataModule(L.LightningDataModule):
         parts |= {name: (s.task, s.root, s.split, s.max_samples) for name, s in self.sources.items()}
         sets: dict[str, list[Sample]] = {}
         for name, (task, root, split, limit) in parts.items():
-            rows = task.rows(root, split)
+            rows = self._rows(name, task, root, split)
             if phase == "val":
                 limit = min((n for n in (limit, self.val_samples) if n is not None), default=None)
             sets[name] = self._draw(f"{phase}/{name}", rows, max_samples=limit)
             check_rows(sets[name], f"{name} {phase}")
         return sets
+
+    def _rows(self, name: str, task: Task, root: Path, split: str) -> list[Sample]:
+        """A split, read once for the phases that share it."""
+        if (name, split) not in self._read:
+            self._read[name, split] = task.rows(root, split)
+        return self._read[name, split]
 
     def _draw(self, label: str, rows: list[Sample], **how: Any) -> list[Sample]:
         chosen = subset(rows, **how, seed=self._seed())

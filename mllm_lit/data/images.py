@@ -6,13 +6,14 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm_lit.data.sample import EncodedImage, ImageRef
+from mllm_lit.tasks.base import DatasetError
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a file of a few KB can claim a size that does not fit in memory. It is the size at which
 PIL starts to warn of a decompression bomb."""
 
 
-class ImageError(Exception):
+class ImageError(DatasetError):
     """A picture cannot be used; the message names the file, the row and the reason."""
 
 

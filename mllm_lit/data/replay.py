@@ -25,14 +25,14 @@ def replayed(sources: "Mapping[str, Source]", share: float, target_rows: int, se
         The rows of each source, marked with its name; their ids begin with it.
 
     Raises:
-        ValueError: The share is negative, comes to no row, or there is no source.
-        DatasetError: A source has no train split, too few rows, or is scored on its train split.
+        DatasetError: The share is negative, comes to no row, or there is no source; or a source has no train split,
+            too few rows, or is scored on its train split.
     """
     if share < 0:
-        raise ValueError(f"data.replay is {share}, expected a share of the target's rows, such as 0.1")
+        raise DatasetError(f"data.replay is {share}, expected a share of the target's rows, such as 0.1")
     count = round(share * target_rows)
     if not sources or not count:
-        raise ValueError(
+        raise DatasetError(
             f"data.replay is {share}, but "
             + (f"that share of {target_rows} rows is none" if sources else "there is no source to replay: data.sources")
         )

@@ -29,21 +29,20 @@ def subset(
         seed: Of the random choice.
 
     Raises:
-        ValueError: An argument is out of range, or ``ids`` is combined with another.
-        DatasetError: An id is not in the split.
+        DatasetError: An argument is out of range, ``ids`` is combined with another, or an id is not in the split.
     """
     if ids is not None:
         if max_samples is not None or fraction is not None:
-            raise ValueError("give either a list of ids, or max_samples / fraction, not both")
+            raise DatasetError("give either a list of ids, or max_samples / fraction, not both")
         wanted = set(ids)
         missing = sorted(wanted - {sample.id for sample in samples})
         if missing:
             raise DatasetError(f"{len(missing)} of the {len(wanted)} ids are not in this split, such as {missing[:5]}")
         return [sample for sample in samples if sample.id in wanted]
     if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples is {max_samples}, expected at least 1")
+        raise DatasetError(f"max_samples is {max_samples}, expected at least 1")
     if fraction is not None and not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}, expected a share in (0, 1]")
+        raise DatasetError(f"fraction is {fraction}, expected a share in (0, 1]")
     count = len(samples) if fraction is None else max(1, round(fraction * len(samples)))
     count = min(count, len(samples), count if max_samples is None else max_samples)
     if count == len(samples):

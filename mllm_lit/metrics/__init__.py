@@ -4,13 +4,21 @@ from mllm_lit.metrics.base import AnswerMetric, MeanScore
 from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
 from mllm_lit.metrics.choice import ChoiceAccuracy, parse_choice
 from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
-from mllm_lit.metrics.hallucination import POPEScores, chair_scores, mentioned, parse_yes_no, pope_scores
+from mllm_lit.metrics.hallucination import (
+    CHAIRScores,
+    POPEScores,
+    chair_scores,
+    mentioned,
+    parse_yes_no,
+    pope_scores,
+)
 from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
 from mllm_lit.metrics.tradeoff import forgetting, tradeoff
 from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
 
 __all__ = [
     "AnswerMetric",
+    "CHAIRScores",
     "CaptionScores",
     "ChoiceAccuracy",
     "ExactMatch",

@@ -128,3 +128,41 @@ def chair_scores(
     wrong = [sum(item not in there for item in items) for items, there in zip(said, objects, strict=True)]
     mentions = sum(map(len, said))
     return {"chair_i": sum(wrong) / mentions if mentions else 0.0, "chair_s": sum(map(bool, wrong)) / len(captions)}
+
+
+class CHAIRScores(AnswerMetric):
+    """CHAIR over a split, in points.
+
+    Args:
+        objects: The objects really in each image, by the id of its row.
+        vocabulary: See :func:`chair_scores`.
+    """
+
+    headline = "chair_i"
+    higher_is_better = False
+
+    def __init__(self, objects: Mapping[str, Collection[str]], vocabulary: Mapping[str, str]) -> None:
+        super().__init__()
+        self.objects, self.vocabulary = objects, vocabulary
+
+    def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[tuple[str, tuple[str, ...]]]:
+        """Caption and objects of each row.
+
+        Raises:
+            ValueError: A row has no object annotation.
+        """
+        bare = [sample.id for sample in samples if sample.id not in self.objects]
+        if bare:
+            raise ValueError(f"no objects are given for the rows {bare[:5]}; give an empty list where there are none")
+        return [(text, tuple(self.objects[sample.id])) for text, sample in zip(predictions, samples, strict=True)]
+
+    def score(self, records: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:
+        """The scores over the whole split."""
+        captions, objects = zip(*records, strict=True)
+        scores = chair_scores(captions, objects, self.vocabulary)
+        return {name: 100 * value for name, value in scores.items()}
+
+    def row_scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
+        """1 for a caption that names nothing but what is there, else 0."""
+        records = self.records(predictions, samples)
+        return [1.0 - chair_scores([text], [objects], self.vocabulary)["chair_s"] for text, objects in records]

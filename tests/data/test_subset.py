@@ -41,11 +41,11 @@ def test_rows_by_name() -> None:
     assert _ids(subset(ROWS, ids=["r7", "r3"])) == ["r3", "r7"]
     with pytest.raises(DatasetError, match=r"2 of the 3 ids are not in this split, such as \['x', 'y'\]"):
         subset(ROWS, ids=["r7", "x", "y"])
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(DatasetError, match="not both"):
         subset(ROWS, ids=["r7"], max_samples=3)
 
 
 @pytest.mark.parametrize("wrong", [{"max_samples": 0}, {"fraction": 0.0}, {"fraction": 1.5}])
 def test_arguments_out_of_range(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+    with pytest.raises(DatasetError, match=f"{next(iter(wrong))} is"):
         subset(ROWS, **wrong)  # type: ignore[arg-type]

@@ -64,6 +64,20 @@ def test_scores_equal_pycocoevalcap(java: bool) -> None:
     assert caption_scores(predictions, references) == pytest.approx(_official(predictions, references, java), abs=1e-12)
 
 
+@needs_java
+def test_meteor_equals_pycocoevalcap() -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    predictions, references = _split(random.Random(3), 12)
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({i: [{"caption": c} for c in refs] for i, refs in enumerate(references)})
+    said = tokenizer.tokenize({i: [{"caption": c}] for i, c in enumerate(predictions)})
+    wanted, _ = Meteor().compute_score(truth, said)
+    scores = caption_scores(predictions, references, ("meteor", "cider"))
+    assert scores["meteor"] == pytest.approx(wanted, abs=1e-12)
+    assert scores["meteor"] > 0
+
+
 def test_metric_is_over_the_split_and_in_points() -> None:
     predictions, references = _split(random.Random(2), 30)
     samples = [Sample(f"{i:03}", "?", refs[0], references=tuple(refs)) for i, refs in enumerate(references)]

@@ -71,3 +71,18 @@ def test_faults_are_named(tmp_path: Path) -> None:
         HuggingFace(image=None).rows(tmp_path, "train")
     with pytest.raises(ValueError, match="score is 'f1'; there are: exact, lower"):
         HuggingFace(score="f1")
+
+
+def test_a_dataset_is_read_by_its_id(tmp_path: Path) -> None:
+    """A folder in the hub's layout has the place of an id: nothing here reaches the hub."""
+    cell = {"bytes": _png(), "path": None}
+    for split in ("train", "validation"):
+        columns = {"question": [f"{split}?"], "answer": ["red"], "image": [cell]}
+        _save(tmp_path / f"repo/data/{split}-00000-of-00001.parquet", columns)
+    task = HuggingFace(dataset=str(tmp_path / "repo"))
+    (tmp_path / "cache").mkdir()
+    [sample] = task.rows(tmp_path / "cache", "validation")
+    assert (sample.question, sample.answer) == ("validation?", "red")
+    assert load_image(sample.images[0], sample.origin).size == (4, 3)
+    with pytest.raises(DatasetError, match="no split 'test'; there are: train, validation"):
+        task.rows(tmp_path / "cache", "test")

@@ -1,13 +1,27 @@
 """What each task's rows look like in the chat formats of four families of models, and what is trained on."""
 
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 from transformers import AutoProcessor
 
 from mllm_lit.data.prompt import ChatFormat
 from mllm_lit.data.sample import Sample
-from mllm_lit.tasks import IconQA, ScienceQA, Task, TextVQA, VizWiz, VQAv2
+from mllm_lit.tasks import (
+    GQA,
+    OCRVQA,
+    OKVQA,
+    POPE,
+    Conversations,
+    Flickr30k,
+    IconQA,
+    ScienceQA,
+    Task,
+    TextVQA,
+    VizWiz,
+    VQAv2,
+)
 from mllm_lit.tasks.captions import BRIEF
 from mllm_lit.tasks.coco import COCOCaptions
 from tests.tasks.releases import RELEASES
@@ -59,8 +73,20 @@ ASKED: list[tuple[Task, str, str, str]] = [
         f'Question: What color? When the information is insufficient, respond with "Unanswerable". {SHORT}', "red",
     ),
     (TextVQA(ocr=True), "val", f"What brand is it? Reference OCR token: DAKOTA, DIGITAL {SHORT}", "red"),
+    (TextVQA(), "val", f"What brand is it? {SHORT}", "red"),
+    (OKVQA(), "val2014", f"What color is it? {SHORT}", "red"),
+    (OCRVQA(), "test", f"What is the genre? {SHORT}", "Cookbooks"),
+    (GQA(), "testdev_balanced", f"Is it overcast? {SHORT}", "no"),
+    (POPE(), "adversarial", f"Is there a snowboard in the image? {SHORT}", "yes"),
     (COCOCaptions(), "val2014", BRIEF[0], "A red square."),
+    (Flickr30k(), "test", BRIEF[crc32(b"1") % 11], "A red square."),
+    (Conversations(), "train", "What is it?", "A square."),
 ]  # fmt: skip
+
+
+def test_every_task_is_asked_here() -> None:
+    # The general table has no release; what it asks is what its mapping says, see test_huggingface.py.
+    assert {task.name for task, *_ in ASKED} == set(RELEASES)
 
 
 def _first(task: Task, split: str, root: Path) -> Sample:
@@ -80,6 +106,7 @@ def test_prompt_and_target_in_a_family_of_models(
     before, target = (part.format(question=question, answer=answer) for part in AROUND[family])
     assert turn.prompt == before
     assert tokenizer.decode(turn.label_ids) == target
+    print(f"{family}, {task.name}\n{turn.prompt}[{target}]")
 
 
 @pytest.mark.parametrize(("task", "split", "question", "answer"), ASKED, ids=[f"{a[0].name}-{a[3]}" for a in ASKED])
@@ -88,6 +115,7 @@ def test_prompt_and_target_of_the_embedded_model(
 ) -> None:
     processor = AutoProcessor.from_pretrained(EMBEDDED)
     turn = ChatFormat(processor).turn(_first(task, split, tmp_path))
-    assert question in turn.prompt
-    assert turn.prompt.count(processor.image_token) == 1
-    assert processor.tokenizer.decode(turn.label_ids).strip() == f"{answer}{processor.tokenizer.eos_token}"
+    target = processor.tokenizer.decode(turn.label_ids)
+    assert turn.prompt == f"USER: <image>\n{question} ASSISTANT:"
+    assert target == f" {answer}</s>"
+    print(f"embedded, {task.name}\n{turn.prompt}[{target}]")
