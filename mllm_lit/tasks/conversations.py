@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
 from mllm_lit.tasks.files import collect, read_list, text
-from mllm_lit.tasks.general import SCORES, scorer
+from mllm_lit.tasks.general import LETTERS, SCORES, check_scorable, scorer
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -74,12 +74,16 @@ class Conversations(Task):
                 )
             question = text({"value": ask["value"].replace(MARKER, "")}, "value")
             answer = text(reply, "value")
+            # The format does not list the choices, so any letter is one.
+            choices = tuple(LETTERS) if self.score == "choice" else ()
+            check_scorable(self.score, [answer], choices)
             yield Sample(
                 id=str(entry["id"]) if len(turns) == 2 else f"{entry['id']}#{number}",
                 question="\n".join([*(said if self.history else ()), self.ask(question=question)]),
                 answer=answer,
                 images=tuple(folder / name for name in names),
                 references=(answer,),
+                choices=choices,
                 origin=f"{path}:{row}",
             )
             said += [question, answer]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mllm_lit.data.sample import EncodedImage, ImageRef, Sample
 from mllm_lit.tasks.base import DatasetError, Task
 from mllm_lit.tasks.files import collect, option, text
-from mllm_lit.tasks.general import SCORES, scorer
-from mllm_lit.tasks.scienceqa import LETTERS
+from mllm_lit.tasks.general import LETTERS, SCORES, check_scorable, scorer
 from mllm_lit.tasks.vqa import majority
 
 if TYPE_CHECKING:
@@ -108,6 +107,7 @@ class HuggingFace(Task):
             options = list(entry[columns["choices"]])
             asked["choices"] = ", ".join(f"{name}.{choice}" for name, choice in zip(LETTERS, options, strict=False))
         references = self._answers(entry, options)
+        check_scorable(self.score, references, options)
         cell = entry[columns["image"]] if columns["image"] is not None else None
         cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
         yield Sample(

@@ -13,6 +13,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics import CaptionScores, caption_scores, unavailable
+from mllm_lit.metrics.caption import SCORERS
 from mllm_lit.metrics.ptb import tokenize, tokenize_all
 
 GOLD = json.loads(Path(__file__).with_name("ptb_gold.json").read_text(encoding="utf-8"))
@@ -65,14 +66,16 @@ def test_scores_equal_pycocoevalcap(java: bool) -> None:
 
 
 @needs_java
-def test_meteor_equals_pycocoevalcap() -> None:
+def test_meteor_equals_pycocoevalcap(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
+    official = Meteor()  # One program for both: it loads its tables for seconds.
+    monkeypatch.setitem(SCORERS, "meteor", lambda: official)
     predictions, references = _split(random.Random(3), 12)
     tokenizer = PTBTokenizer()
     truth = tokenizer.tokenize({i: [{"caption": c} for c in refs] for i, refs in enumerate(references)})
     said = tokenizer.tokenize({i: [{"caption": c}] for i, c in enumerate(predictions)})
-    wanted, _ = Meteor().compute_score(truth, said)
+    wanted, _ = official.compute_score(truth, said)
     scores = caption_scores(predictions, references, ("meteor", "cider"))
     assert scores["meteor"] == pytest.approx(wanted, abs=1e-12)
     assert scores["meteor"] > 0

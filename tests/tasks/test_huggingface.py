@@ -69,6 +69,9 @@ def test_faults_are_named(tmp_path: Path) -> None:
         HuggingFace(image=None).rows(tmp_path, "test")
     with pytest.raises(DatasetError, match="train.parquet:1: field 'question' is empty"):
         HuggingFace(image=None).rows(tmp_path, "train")
+    _save(tmp_path / "many.parquet", {"question": ["a?"], "answer": [["x", "y"]]})
+    with pytest.raises(DatasetError, match="score 'lower' compares with one answer, the row has 2"):
+        HuggingFace(image=None).rows(tmp_path, "many")
     with pytest.raises(ValueError, match="score is 'f1'; there are: exact, lower"):
         HuggingFace(score="f1")
 

@@ -184,6 +184,15 @@ def test_conversation_history_precedes_the_question(tmp_path: Path) -> None:
     assert alone.question == "What color?"
 
 
+def test_a_letter_of_a_conversation_is_scored_as_a_choice(tmp_path: Path) -> None:
+    row = {"id": "1", "conversations": [{"from": "human", "value": "A.x, B.y"}, {"from": "gpt", "value": "B"}]}
+    write(tmp_path / "test.json", [row])
+    task = Conversations(score="choice")
+    [sample] = task.rows(tmp_path, "test")
+    assert task.metric().row_scores(["B. y"], [sample]) == [1.0]
+    assert task.metric().row_scores(["A"], [sample]) == [0.0]
+
+
 def test_flickr_draws_from_eleven_instructions_the_same_way_every_time(tmp_path: Path) -> None:
     image = {"filename": "a.jpg", "sentences": [{"raw": "red"}], "split": "test"}
     write(tmp_path / "dataset_flickr30k.json", {"images": [image | {"imgid": i} for i in range(200)]})
@@ -245,6 +254,12 @@ BAD: list[tuple[str, Task, str, str, Callable[[Any], Any], str]] = [
      lambda c: c["data"][0].update(image_id="other"), "not among those with OCR tokens"),
     ("unequal lists", OCRVQA(), "test", "dataset.json",
      lambda c: c["0761183272"].update(answers=["Yes"]), "dataset.json:0761183272: 2 questions, but 1 answers"),
+    ("no letter", Conversations(score="choice"), "train", "train.json", lambda c: c,
+     "train.json:0: score 'choice' wants the letter of one of 26 choices, the answer is 'A square.'"),
+    ("neither yes nor no", Conversations(score="pope"), "train", "train.json", lambda c: c,
+     "score 'pope' wants the answer yes or no, found 'A square.'"),
+    ("one annotator", Conversations(score="m4c"), "train", "train.json", lambda c: c,
+     "score 'm4c' is defined for ten answers, the row has 1"),
     ("half an exchange", Conversations(), "train", "train.json",
      lambda c: c[0]["conversations"].pop() and None, "3 turns, expected questions each with an answer"),
     ("marker without image", Conversations(), "train", "train.json",
