@@ -14,7 +14,15 @@ Role = Literal["vision", "connector", "llm"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 # Names that transformers gives to these parts, directly under the model or under its ``model``.
-VISION = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower", "video_tower")
+VISION = (
+    "vision_tower",
+    "visual",
+    "vision_model",
+    "vision_encoder",
+    "image_tower",
+    "video_tower",
+    "high_res_vision_model",
+)
 LLM = ("language_model", "text_model")
 CONNECTOR = (
     "multi_modal_projector",
@@ -35,6 +43,9 @@ CONNECTOR = (
     "perception_emb_norm",
     "visual_embeddings_table",
     "embed_vision",
+    "high_res_vision_neck",
+    "high_res_vision_proj",
+    "high_res_vision_alpha",
 )
 # Qwen-VL and its relatives keep the connector inside the vision module.
 CONNECTOR_IN_VISION = ("merger", "merger_list", "deepstack_merger_list", "connector", "vision_adapter")

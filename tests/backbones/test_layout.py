@@ -8,32 +8,63 @@ from torch import nn
 from mllm_lit.backbones import LayoutError, find_layout
 from tests.tiny import tiny_backbone
 
-# Families beyond those of the zoo whose default config builds: name -> connector.
-MORE = {
-    "AriaConfig": "model.multi_modal_projector",
-    "Blip2Config": "qformer",
-    "Cohere2VisionConfig": "model.multi_modal_projector",
-    "Glm4vConfig": "model.visual.merger",
-    "GotOcr2Config": "model.multi_modal_projector",
-    "Idefics2Config": "model.connector",
-    "InstructBlipConfig": "query_tokens",
-    "Lfm2VlConfig": "model.multi_modal_projector",
-    "MllamaConfig": "model.multi_modal_projector",
-    "Ovis2Config": "model.visual_embeddings_table",
-    "VideoLlama3Config": "model.projector",
+# Architectures beyond those of the zoo whose default config builds: their parts are found by structure. Left out are such
+# that need timm, or whose default config lacks a part.
+FOUND = {
+    *("aria", "blip-2", "cosmos3_edge", "cosmos3_omni", "deepseek_vl_hybrid", "ernie4_5_vl_moe", "exaone4_5"),
+    *("glm46v", "glm4v_moe", "glm5_next", "glm_ocr", "glmga", "got_ocr2", "granite_docling", "hyperclovax_vision_v2"),
+    *("inkling2", "instructblip", "instructblipvideo", "kimi_k25", "kosmos-2", "kosmos-2.5", "lfm2_vl", "lfm3_vl"),
+    *("lighton_ocr", "llama4", "llava_next_video", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "minimax_m3_vl"),
+    *("mistral_large4", "mllama", "molmo2", "muse_glimmer", "nemotron_h_omni", "ovis2", "paddleocr_vl"),
+    *("pp_chart2table", "qianfan_ocr", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp", "shieldgemma2", "step3p7"),
+    *("unlimited_ocr", "video_llama_3", "video_llava"),
+}
+# No vision encoder ahead of a decoder-only LLM, or one for sound besides.
+REFUSED = {
+    *("blip", "dots3_note", "florence2", "fuyu", "git", "idefics", "janus", "mistral4", "muse_spark", "pi0"),
+    *("pix2struct", "pp_formulanet", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "t5gemma2", "udop"),
+}
+CONNECTORS = {
+    "aria": "model.multi_modal_projector",
+    "blip-2": "qformer",
+    "deepseek_vl_hybrid": "model.high_res_vision_alpha",
+    "instructblip": "query_tokens",
+    "llama4": "vision_model.vision_adapter",
+    "ovis2": "model.visual_embeddings_table",
+    "video_llama_3": "model.projector",
 }
 
 
-@pytest.mark.parametrize("name", MORE)
-def test_finds_the_parts_of(name: str) -> None:
-    config = getattr(hf, name)()
+def of_two_blocks(kind: str) -> torch.nn.Module:
+    """A model of the family's default size, but for its depth, on the meta device."""
+    config = hf.AutoConfig.for_model(kind)
+    parts = {id(part): part for part in (config.get_text_config(), getattr(config, "vision_config", None)) if part}
+    for part in parts.values():
+        for key in ("num_hidden_layers", "depth"):
+            if isinstance(getattr(part, key, None), int):
+                setattr(part, key, 2)
+        if getattr(part, "layer_types", None):
+            part.layer_types = part.layer_types[:2]
     with torch.device("meta"):
-        model = hf.AutoModelForImageTextToText.from_config(config)
+        model: torch.nn.Module = hf.AutoModelForImageTextToText.from_config(config)
+    return model
+
+
+@pytest.mark.parametrize("kind", sorted(FOUND))
+def test_finds_the_parts_of(kind: str) -> None:
+    model = of_two_blocks(kind)
     layout = find_layout(model)
-    assert MORE[name] in layout.connector
     roles = {layout.role_of(parameter) for parameter, _ in model.named_parameters()}
     assert roles == {"vision", "connector", "llm"}
-    assert len(model.get_submodule(layout.blocks)) == config.get_text_config().num_hidden_layers
+    assert len(model.get_submodule(layout.blocks)) == 2  # type: ignore[arg-type]
+    if kind in CONNECTORS:
+        assert CONNECTORS[kind] in layout.connector
+
+
+@pytest.mark.parametrize("kind", sorted(REFUSED))
+def test_refuses_what_has_other_parts(kind: str) -> None:
+    with pytest.raises(LayoutError, match=r"(?s)could not be told apart.*Set the four keys yourself"):
+        find_layout(of_two_blocks(kind))
 
 
 class Strange(nn.Module):

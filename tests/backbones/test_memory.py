@@ -24,7 +24,7 @@ start, peak, done = anonymous(), [0], threading.Event()
 def watch():
     while not done.wait(0.002):
         peak[0] = max(peak[0], anonymous())
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 loaded = Backbone(sys.argv[1], dtype=sys.argv[2]).load()
 done.set()

@@ -21,7 +21,8 @@ from tests.toy import Toy
 
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
-    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3")
+    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3"),
+    *("idefics2", "aya_vision", "cohere2_vision", "deepseek_vl"),
 }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
@@ -105,7 +106,8 @@ class Animal:
             visual = dict(self.images([list(pictures)], return_tensors="pt"))
             visual = {key: value for key, value in visual.items() if key in VISUAL}
             with torch.no_grad():
-                features = self.model.get_image_features(**visual, return_dict=True).pooler_output
+                owner = self.model if hasattr(self.model, "get_image_features") else self.model.model
+                features = owner.get_image_features(**visual, return_dict=True).pooler_output
             counts = [len(feature) for feature in features]
             if len(counts) < len(pictures):  # Some families pool all pictures of a row, which are of one size.
                 counts = [sum(counts) // len(pictures)] * len(pictures)
@@ -350,6 +352,98 @@ def _mistral3() -> Animal:
     return Animal(hf.Mistral3ForConditionalGeneration(config), _pixtral_images())
 
 
+def _idefics2() -> Animal:
+    perceiver = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 4}
+    config = hf.Idefics2Config(
+        vision_config=VISION,
+        perceiver_config={**perceiver, "resampler_head_dim": 8, "num_key_value_heads": 2},
+        text_config=hf.MistralConfig(**TEXT),
+        image_token_id=_id("<image>"),
+    )
+    images = Idefics2ImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 32}, do_image_splitting=False)
+    return Animal(hf.Idefics2ForConditionalGeneration(config), images)
+
+
+def _siglip(**more: Any) -> Any:
+    return hf.SiglipVisionConfig(**VISION, vision_use_head=False, **more)
+
+
+def _aya_vision() -> Animal:
+    config = hf.AyaVisionConfig(
+        vision_config=_siglip(), text_config=hf.Cohere2Config(**TEXT), image_token_index=_id("<image>")
+    )
+    images = GotOcr2ImageProcessorPil(size=SIZE, crop_to_patches=False)
+    return Animal(hf.AyaVisionForConditionalGeneration(config), images)
+
+
+def _cohere2_vision() -> Animal:
+    config = hf.Cohere2VisionConfig(
+        vision_config=_siglip(),
+        text_config=hf.Cohere2Config(**TEXT),
+        image_token_id=_id("<image>"),
+        alignment_intermediate_size=64,
+    )
+    images = GotOcr2ImageProcessorPil(size=SIZE, crop_to_patches=False)
+    return Animal(hf.Cohere2VisionForConditionalGeneration(config), images)
+
+
+def _deepseek_vl() -> Animal:
+    config = hf.DeepseekVLConfig(
+        vision_config=_siglip(),
+        text_config=hf.LlamaConfig(**TEXT, tie_word_embeddings=True),
+        image_token_id=_id("<image>"),
+    )
+    return Animal(hf.DeepseekVLForConditionalGeneration(config), SiglipImageProcessorPil(size=SIZE))
+
+
+def _glm4v() -> Animal:
+    text = {key: value for key, value in TEXT.items() if key != "head_dim"}
+    config = hf.Glm4vConfig(
+        text_config={
+            **text,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        image_token_id=_id("<image>"),
+        video_token_id=_id("<video>"),
+        image_start_token_id=_id("<|vision_start|>"),
+        image_end_token_id=_id("<|vision_end|>"),
+    )
+    return Animal(hf.Glm4vForConditionalGeneration(config), _qwen_images(), around=QWEN, typed="mm_token_type_ids")
+
+
+def _qwen3_5() -> Animal:
+    linear = {f"linear_{side}_head_dim": 8 for side in ("key", "value")} | {"linear_num_key_heads": 2}
+    config = hf.Qwen3_5Config(
+        text_config={
+            **TEXT,
+            **linear,
+            "linear_num_value_heads": 4,
+            "layer_types": ["linear_attention", "full_attention"],
+            "rope_parameters": {**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 8,
+            "num_position_embeddings": 16,
+        },
+        **_qwen_ids(),
+    )
+    return Animal(hf.Qwen3_5ForConditionalGeneration(config), _qwen_images(), around=QWEN, typed="mm_token_type_ids")
+
+
 ZOO: dict[str, Callable[[], Animal]] = {
     "llava": _llava,
     "vipllava": _vipllava,
@@ -365,6 +459,12 @@ ZOO: dict[str, Callable[[], Animal]] = {
     "gemma3": _gemma3,
     "pixtral": _pixtral,
     "mistral3": _mistral3,
+    "idefics2": _idefics2,
+    "aya_vision": _aya_vision,
+    "cohere2_vision": _cohere2_vision,
+    "deepseek_vl": _deepseek_vl,
+    "glm4v": _glm4v,
+    "qwen3_5": _qwen3_5,
 }
 
 
