@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForImageTextToText
 
+from mllm_lit.backbones import BackboneError
 from mllm_lit.merging import MergeError
 from tests.conftest import REPOSITORY
 
@@ -148,7 +149,7 @@ def test_an_adapter_is_merged_into_a_folder_for_plain_transformers(
 
 
 def test_refusals(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MergeError, match=r"has no config\.yaml"):
+    with pytest.raises(BackboneError, match=r"config\.yaml and adapter not found"):
         merge(monkeypatch, tmp_path, "dare")
     with pytest.raises(MergeError, match="PREFIX_TUNING puts virtual tokens"):
         merge(monkeypatch, runs["prefix"], "wise_ft")

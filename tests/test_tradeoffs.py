@@ -31,7 +31,7 @@ GRID = {
 
 
 def write_grid(path: Path, **changes: Any) -> Path:
-    path.write_text(yaml.safe_dump(GRID | changes))
+    path.write_text(yaml.safe_dump(GRID | changes, sort_keys=False))
     return path
 
 
@@ -116,7 +116,7 @@ def test_table_plot_and_page(results: tuple[Study, Fake, list[dict[str, Any]]], 
     assert "| lora | 1 | 0.5 | 46.0 | 31.0 |" in text
     assert text.splitlines()[3].startswith("| wise_ft")  # the highest H first
     plot = series(rows)
-    assert [label for _, _, label in plot["Pareto front"].points] == ["full", "wise_ft"][::1]
+    assert [label for _, _, label in plot["Pareto front"].points] == ["full", "wise_ft"]
     assert len(plot["wise_ft, swept"].points) == 11
     folder, page = tmp_path / "out", tmp_path / "page.md"
     folder.mkdir()

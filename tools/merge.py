@@ -14,6 +14,9 @@ from pathlib import Path
 
 import yaml
 
+from mllm_lit.adapters import AdapterError
+from mllm_lit.backbones import BackboneError
+from mllm_lit.backbones.quantize import QuantizationError
 from mllm_lit.cli import quiet
 from mllm_lit.merging import MERGES, MergeError
 
@@ -45,5 +48,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except MergeError as error:
+    except (AdapterError, BackboneError, MergeError, QuantizationError) as error:
         raise SystemExit(str(error)) from error

@@ -10,8 +10,9 @@ import torch
 import yaml
 from rich.console import Console
 
-from mllm_lit.adapters import Adapter
 from mllm_lit.backbones import Backbone
+from mllm_lit.backbones.export import export, needed_imports, to_plain
+from mllm_lit.backbones.run import load_tuned, run_config
 from mllm_lit.callbacks import ForgettingCallback
 from mllm_lit.callbacks.importance import gradients
 from mllm_lit.cli import MLLMCLI
@@ -33,16 +34,13 @@ class FinishedRun:
         overrides: Words for the command line, on top of the run's own settings.
 
     Raises:
-        MergeError: The directory is not that of a run that ended.
+        BackboneError: The directory is not that of a run that ended.
     """
 
     def __init__(self, run: Path, folder: Path, overrides: list[str]) -> None:
-        for needed in ("config.yaml", "adapter/mllm_lit.json"):
-            if not (run / needed).is_file():
-                raise MergeError(f"{run} has no {needed}: it is no run directory, or the run did not end.")
+        stored = run_config(run)
         self.run, self.folder, self.overridden = run, folder, bool(overrides)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         settings = {key: stored[key] for key in ("seed_everything", "model", "data", "trainer")}
         settings["trainer"] |= {"logger": False, "callbacks": None, "default_root_dir": str(folder)}
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
@@ -143,8 +141,16 @@ class FinishedRun:
         loaded = self.module.loaded
         assert loaded is not None
         assign(loaded.model, weights)
-        loaded.model.to(loaded.model.config.dtype).save_pretrained(out)
+        model = to_plain(loaded.model.to(loaded.model.config.dtype))
+        model.save_pretrained(out)
         loaded.processor.save_pretrained(out)
+        self._say(out, model)
+
+    def _say(self, out: Path, model: Any) -> None:
+        imports = needed_imports(model)
+        print(
+            f"Written: {out}" + (f"; before transformers can load it: import {', '.join(imports)}" if imports else "")
+        )
 
     def check_adapter(self, out: Path | None) -> dict[str, Any]:
         """Merge the adapter into the weights, write them, and compare the logits of what was written with the run's.
@@ -154,16 +160,16 @@ class FinishedRun:
         """
         if out is None:
             raise MergeError("method adapter writes a folder: say where (--out).")
-        beside = self.module.backbone.load()
         self.data.setup("test")
         rows = next(iter(self.data.eval_rows["test"].values()))[:PROBED_ROWS]
-        batch = Collate(beside.processor)(rows)
+        tuned = load_tuned("", self.run)
+        batch = Collate(tuned.loaded.processor)(rows)
         with torch.no_grad():
-            expected = Adapter.load(beside, self.run / "adapter").eval()(**batch.inputs).logits.float()
-        del beside
-        self.module.configure_model()
-        self._write(self.finished.after, out)
+            expected = tuned.module(**batch.inputs).logits.float()
+        export(tuned, out)
+        del tuned
         written = Backbone(str(out), dtype=self.module.backbone.dtype).load()
+        self._say(out, written.model)
         with torch.no_grad():
             difference = (written.model(**batch.inputs).logits.float() - expected).abs()
         result = {
@@ -172,5 +178,5 @@ class FinishedRun:
             "max_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
         }
-        print(f"Logits of {len(rows)} rows, adapter beside the weights and merged into {out}: {result}")
+        print(f"Logits of {len(rows)} rows, of the adapter beside the weights and of what was written: {result}")
         return {"run": str(self.run), "method": "adapter", "out": str(out)} | result
