@@ -156,6 +156,7 @@ class MLLMDataModule(L.LightningDataModule):
 
     def readers(self) -> dict[str, Callable[[], list[Sample]]]:
         """What reads each split of the target and of the sources, replayed ones included, in full; by name."""
+        parts: list[tuple[str, Task, Any, str]]
         parts = [(self.task.name, self.task, self, split) for split in self.splits.values()]
         parts += [(name, source.task, source, source.split) for name, source in self.sources.items()]
         if self.replay:
