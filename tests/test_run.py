@@ -142,7 +142,7 @@ def test_spider_runs_by_one_word_and_resumes(config: Path, tmp_path: Path, monke
         (["--model.adaptor", "x"], "adaptor"),
         (["--model.adapter.rnak", "4"], "rnak"),
         (["--data.root", "/nowhere/at/all"], "/nowhere/at/all"),
-        (["--data.root", "/nowhere/at/all"], "Expected there"),
+        (["--data.root", "/nowhere/at/all"], "Expected in it"),
     ],
 )
 def test_a_wrong_word_or_path_is_named(
@@ -159,7 +159,7 @@ def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, env=found, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "there is no folder '/nowhere'" in done.stderr
-    assert "Expected there" in done.stderr
+    assert "Expected in it" in done.stderr
     assert "Traceback" not in done.stderr
 
 

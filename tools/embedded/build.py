@@ -19,9 +19,9 @@ from embedded.sources import write_coco, write_gqa, write_vqa
 from embedded.vision import load_tower
 
 PARTS = ("packages", "data", "llm", "scores")
-LLM_STEPS = 1400
+LLM_STEPS = 3400
 FIRST_STEPS = 400
-SNAPSHOT_EVERY = 100
+SNAPSHOT_EVERY = 200
 
 
 def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:

@@ -118,7 +118,6 @@ def make_model(vision: EfficientNetLiteModel, tokenizer: PreTrainedTokenizerFast
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict(), strict=True)
-    _initialise(model, text)
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         max_new_tokens=32,
@@ -127,20 +126,6 @@ def make_model(vision: EfficientNetLiteModel, tokenizer: PreTrainedTokenizerFast
         pad_token_id=tokenizer.pad_token_id,
     )
     return model
-
-
-def _initialise(model: LlavaForConditionalGeneration, text: LlamaConfig) -> None:
-    """Let tokens and image features enter the residual stream at unit scale, and the blocks add little to it at first.
-
-    At transformers' 0.02 the first block drowns the words, and looking back for a word is never learned.
-    """
-    with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0, 1)  # type: ignore[operator]
-        for layer in model.model.language_model.layers:
-            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                projection.weight.normal_(0, 0.02 / (2 * text.num_hidden_layers) ** 0.5)
-        model.model.multi_modal_projector.linear_1.weight.normal_(0, 0.07)
-        model.model.multi_modal_projector.linear_2.weight.normal_(0, 0.1)
 
 
 def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:

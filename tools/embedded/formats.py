@@ -25,7 +25,7 @@ BRIEF = (
 )
 LETTERS = "ABCDE"
 PER_PICTURE = 5
-SCENES, EASY = 0.38, 0.2
+SCENES, EASY = 0.45, 0.4
 """Shares of the packs; the others have no picture."""
 
 Turn = tuple[str, str]
@@ -92,12 +92,10 @@ class Packs:
         """One more pack: a scene, an easy-VQA picture, or text only.
 
         Args:
-            first_words: Only name what scenes show, and copy words: seeing and looking back come before answering.
+            first_words: Only name what scenes show: seeing comes before answering.
         """
         rng = self.rng
         kind = rng.random()
-        if first_words and kind < 0.5:
-            return Pack(None, copying_turns(self.vocabulary, rng))
         if first_words:
             number = rng.randrange(len(self.scenes))
             return Pack(len(self.easy) + number, naming_turns(self.scenes[number], rng))
@@ -187,15 +185,15 @@ def text_turn(vocabulary: Sequence[str], rng: random.Random) -> Turn:
     """A question without a picture: about source concepts, or to find a word again among the choices."""
     thing: Concept = rng.choice(SOURCE)
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.2:
         return find_again(vocabulary, rng)
-    if kind < 0.7:
+    if kind < 0.48:
         question = rng.choice(("Which group does {} {} belong to?", "What kind of thing is {} {}?")).format(
             thing.article, thing.word
         )
         wrong = [group for group in GROUPS if group != thing.group]
         return rng.choice((letters, letters, choose))(question, thing.group, wrong, rng)
-    if kind < 0.88:
+    if kind < 0.75:
         others = [concept.word for concept in rng.sample(SOURCE, 12) if concept.group != thing.group]
         question = rng.choice(("Which of these is a kind of {}?", "Which of these belongs to the group {}?")).format(
             thing.group
@@ -203,14 +201,6 @@ def text_turn(vocabulary: Sequence[str], rng: random.Random) -> Turn:
         return rng.choice((letters, letters, choose))(question, thing.word, others, rng)
     group = thing.group if rng.random() < 0.5 else rng.choice([name for name in GROUPS if name != thing.group])
     return short(f"Is {thing.article} {thing.word} a kind of {group}?", "yes" if group == thing.group else "no")
-
-
-def copying_turns(vocabulary: Sequence[str], rng: random.Random) -> list[Turn]:
-    """Rows of words to repeat, which is how a transformer learns to look back; or the exercises with letters."""
-    if rng.random() < 0.5:
-        return [find_again(vocabulary, rng) for _ in range(4)]
-    row = " ".join(rng.choices(vocabulary, k=rng.randint(6, 40)))
-    return [(f"Repeat the words. {row}", row)]
 
 
 def find_again(vocabulary: Sequence[str], rng: random.Random) -> Turn:

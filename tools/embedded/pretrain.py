@@ -142,7 +142,7 @@ def pretrain(
         cache: Where the vision features of the pool are kept between tries.
         keep: Called with the number of each step, so that a caller can save what there is.
         rate: Highest learning rate.
-        first_words: For how many steps, at the start, scenes are only named and words copied.
+        first_words: For how many steps, at the start, scenes are only named.
     """
     tensors = Tensors(processor)
     if not cache.exists():
