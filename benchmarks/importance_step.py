@@ -1,20 +1,24 @@
 """Time and memory of one SPIDER update, against the straightforward implementation, on the same tensors in one process.
 
-    python benchmarks/importance_step.py --blocks 2 20 32 --scales 1 4 4
+    python benchmarks/importance_step.py --blocks 2 20 32 --scales 2 4 8 --threads 1
 
 The tensors are those of that many blocks of a 7B Llama (hidden 4096, MLP 11008), widths divided by the scale beside.
-Peak memory is measured in a process of its own for each implementation, beside the weights and gradients.
+Implementations take turns on the same weights and gradients, so that a load on the machine hits all of them. Peak
+memory is measured in a process of its own for each, beside the weights and gradients. --report writes the table in
+docs/importance.md from the JSON and measures nothing.
 """
 
 import argparse
 import json
-import resource
+import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,15 +91,26 @@ MAKERS: dict[str, Callable[[dict[str, nn.Parameter]], Step]] = {
 
 
 def peak_bytes(device: str) -> int:
-    """Highest memory of this process so far."""
+    """Highest memory of this process since it was last reset."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
+
+
+def reset_peak(device: str) -> None:
+    """Start the peak again from what is held now (Linux on a CPU)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure_memory(name: str, blocks: int, scale: int, device: str) -> int:
     """Bytes that an implementation adds at its peak, over set-up and two updates."""
+    MAKERS[name](parameters(1, 32, device))()  # what is imported and allocated once in any process
     named = parameters(blocks, scale, device)
+    reset_peak(device)
     before = peak_bytes(device)
     step = MAKERS[name](named)
     step()
@@ -145,8 +160,11 @@ def overhead(scale: int, tokens: int, repeats: int) -> dict[str, float]:
     for _ in range(repeats):
         for key, step in steps.items():
             times[key].append(seconds(step, "cpu"))
-    plain, rule = (statistics.median(times[key]) for key in ("plain", "spider"))
-    return {"tokens": tokens, "plain_seconds": plain, "spider_seconds": rule, "overhead": rule / plain - 1}
+    result: dict[str, float] = {"tokens": tokens}
+    for key, summary in (("min", min), ("median", statistics.median)):
+        plain, rule = summary(times["plain"]), summary(times["spider"])
+        result |= {f"plain_seconds_{key}": plain, f"spider_seconds_{key}": rule, f"overhead_{key}": rule / plain - 1}
+    return result
 
 
 def cases(args: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -154,40 +172,88 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, object]]:
     for blocks, scale in zip(args.blocks, args.scales, strict=True):
         named = parameters(blocks, scale, args.device)
         entries = sum(p.numel() for p in named.values())
-        base = 0.0
-        for name in args.variants:
-            step = MAKERS[name](named)
-            step()
-            median = statistics.median(seconds(step, args.device) for _ in range(args.repeats))
-            base = base or median
-            del step
+        steps = {name: MAKERS[name](named) for name in args.variants}
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for repeat in range(args.repeats + 1):
+            for name, step in steps.items():
+                taken = seconds(step, args.device)
+                if repeat:  # the first one allocates
+                    times[name].append(taken)
+        steps.clear()
+        named.clear()
+        first = times[args.variants[0]]
+        for name, taken_by in times.items():
             command = [sys.executable, __file__, "--memory", name, "--blocks", str(blocks), "--scales", str(scale)]
-            output = subprocess.run([*command, "--device", args.device], capture_output=True, text=True, check=True)
+            command += ["--device", args.device, "--threads", str(args.threads)]
+            output = subprocess.run(command, capture_output=True, text=True, check=True)
             yield {
                 "blocks": blocks,
                 "scale": scale,
                 "parameters": entries,
                 "implementation": name,
-                "seconds": median,
-                "speedup": base / median,
+                "seconds_min": min(taken_by),
+                "seconds_median": statistics.median(taken_by),
+                "speedup_min": min(first) / min(taken_by),
+                "speedup_median": statistics.median(first) / statistics.median(taken_by),
                 "peak_bytes_per_parameter": int(output.stdout) / entries,
             }
+
+
+def report(result: dict[str, Any], page: Path) -> None:
+    """Put a table of the result between the marks in a Markdown page."""
+    mark = "<!-- importance_step: {} -->"
+    before, rest = page.read_text(encoding="utf-8").split(mark.format("begin"))
+    lines = [
+        "| blocks | parameters | implementation | ms per update, min / median | times faster | bytes per parameter |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for row in result["updates"]:
+        time_ = f"{1e3 * row['seconds_min']:.0f} / {1e3 * row['seconds_median']:.0f}"
+        cells = [f"{row['blocks']}, widths / {row['scale']}", f"{row['parameters'] / 1e6:.0f} M"]
+        cells += [f"`{row['implementation']}`", time_, f"{row['speedup_min']:.1f} / {row['speedup_median']:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['peak_bytes_per_parameter']:.1f}"]) + " |")
+    load = f"{result['load_before'][0]:.1f}"
+    text = f"One update on {result['device']}, threads: {result['threads']}, load of the machine before: {load}."
+    if step := result["whole_step"]:
+        text += (
+            f" A whole training step of two blocks on {step['tokens']} tokens takes "
+            f"{100 * step['overhead_min']:.1f} % (min) or {100 * step['overhead_median']:.1f} % (median) longer with "
+            "the rule than without."
+        )
+    text += " Measured by `benchmarks/importance_step.py`; `five_dictionaries` keeps θ0, I_w, G, I_g and M in fp32."
+    body = "\n".join([mark.format("begin"), text, "", *lines, mark.format("end")])
+    page.write_text(before + body + rest.split(mark.format("end"))[1], encoding="utf-8")
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "cpu")
 
 
 def main() -> None:
     """Run and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 20, 32])
-    parser.add_argument("--scales", type=int, nargs="+", default=[1, 4, 4])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--variants", nargs="+", choices=list(MAKERS), default=list(MAKERS))
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(MAKERS), help="default: all, on a CPU without the compiled"
+    )
     parser.add_argument("--memory", choices=list(MAKERS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "importance_step.json")
+    parser.add_argument("--page", type=Path, default=Path(__file__).parent.parent / "docs" / "importance.md")
+    parser.add_argument("--report", action="store_true", help="write the table of the JSON that is there")
     args = parser.parse_args()
+    if args.report:
+        report(json.loads(args.out.read_text(encoding="utf-8")), args.page)
+        return
     torch.set_num_threads(args.threads)
+    args.variants = args.variants or [n for n in MAKERS if args.device == "cuda" or n != "spider_compiled"]
+    load = os.getloadavg()
     if args.memory:
         print(measure_memory(args.memory, args.blocks[0], args.scales[0], args.device))
         return
@@ -195,16 +261,20 @@ def main() -> None:
     for row in cases(args):
         rows.append(row)
         print(json.dumps(row), flush=True)
+    whole_step = overhead(4, args.tokens, args.repeats) if args.device == "cpu" else None
+    print(json.dumps(whole_step), flush=True)
     result = {
         "commit": subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
         "threads": args.threads,
         "seed": SEED,
+        "load_before": load,
+        "load_after": os.getloadavg(),
         "updates": rows,
-        "whole_step": overhead(4, args.tokens, args.repeats) if args.device == "cpu" else None,
+        "whole_step": whole_step,
     }
     args.out.parent.mkdir(exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n")

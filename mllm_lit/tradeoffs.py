@@ -290,6 +290,7 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "other methods": Series([(*at, name) for name, at in places.items() if name not in front], joined=False),
         "before training": Series([start], joined=False),
     }
+    swept = {}
     for result in results:
         sweeps = [cell["points"] for cell in result["seeds"].values() if "points" in cell]
         labels = [row["label"] for row in sweeps[0] if row["label"].startswith("alpha ")] if sweeps else []
@@ -298,8 +299,8 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 tuple(statistics.fmean(_at(points, label)[key] for points in sweeps) for key in ("A_S", "A_T"))
                 for label in labels
             ]
-            plot[f"{result['method']}, swept"] = Series([(x, y, "") for x, y in line])
-    return plot
+            swept[f"{result['method']}, swept"] = Series([(x, y, "") for x, y in line])
+    return swept | plot  # points of methods over the lines
 
 
 def _at(points: Sequence[Mapping[str, Any]], label: str) -> Mapping[str, float]:

@@ -2,6 +2,9 @@
 
 A rank is ``ρ(x) = σ((|x| − mean|x|) / std|x|)``. Its mean and inverse deviation travel as a tensor of two fp32 numbers,
 so nothing here waits for the device. Tensors without a rank are expressed through the same two numbers.
+
+``work`` is memory to compute in, four fp32 tensors of the chunk's shape. An eager chain of operations then asks the
+allocator for nothing, which on a CPU may cost more than the arithmetic; a compiled one has no use for it.
 """
 
 import torch
@@ -15,11 +18,22 @@ LOWEST = (float("inf"), 1.0)  # every entry has rank 0
 HIGHEST = (float("-inf"), 1.0)  # every entry has rank 1
 
 
-def moments(values: Tensor) -> Tensor:
+Work = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def magnitude(values: Tensor, out: Tensor | None) -> Tensor:
+    """|x| in fp32."""
+    if out is None:
+        return values.abs().to(torch.float32)
+    return torch.abs(values, out=out) if values.dtype == torch.float32 else out.copy_(values).abs_()
+
+
+def moments(values: Tensor, work: Work | None = None) -> Tensor:
     """Σ|x| and Σx² as fp64 (2,), by way of the centred sum, so that a large mean does not drown a small deviation."""
-    size = values.abs().to(torch.float32)
+    size = magnitude(values, work and work[0])
     mean = size.mean()
-    spread = torch.linalg.vector_norm(size.sub_(mean)).double().square()
+    # `sum` adds in a tree; `vector_norm` adds in long rows, which loses up to 1e-4 of it.
+    spread = size.sub_(mean).square_().sum().double()
     mean = mean.double()
     return torch.stack((values.numel() * mean, spread + values.numel() * mean * mean))
 
@@ -48,12 +62,12 @@ def scales(sums: Tensor, counts: Tensor, zero: tuple[float, float], flat: tuple[
     return torch.stack((mean, inverse), dim=1).float()
 
 
-def accumulate(total: Tensor, gradient: Tensor, decay: float, absolute: bool) -> Tensor:
+def accumulate(total: Tensor, gradient: Tensor, decay: float, absolute: bool, work: Work | None = None) -> Tensor:
     """``total ← decay·total + gradient`` in place, and the moments of the result."""
     if decay != 1.0:
         total.mul_(decay)
     total.add_(gradient.abs() if absolute else gradient)
-    return moments(total)
+    return moments(total, work)
 
 
 def accumulate_rounded(total: Tensor, gradient: Tensor, decay: float, absolute: bool, noise: Tensor) -> Tensor:
@@ -69,31 +83,44 @@ def accumulate_rounded(total: Tensor, gradient: Tensor, decay: float, absolute: 
     return moments(total)
 
 
-def raw_mask(reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor) -> Tensor:
+def raw_mask(reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor, work: Work | None = None) -> Tensor:
     """``I_g / (I_w + I_g)`` where ``I_w < I_g``, else 0; fp32.
 
-    The ranks are compared before the sigmoid, which in fp32 cannot tell large z-scores apart; and as the sign of a
-    difference, since bool tensors cost a CPU five times as much.
+    The ranks are compared before the sigmoid, which in fp32 cannot tell large z-scores apart. The comparison is written
+    as 0 and 1 in fp32, since bool tensors cost a CPU five times as much.
     """
-    w = reference.abs().to(torch.float32).sub_(weights[0]).mul_(weights[1]).clamp_min_(LOWEST_Z)
-    g = total.abs().to(torch.float32).sub_(gradients[0]).mul_(gradients[1]).clamp_min_(LOWEST_Z)
-    selected = (g - w).clamp_min_(0.0).sign_()
+    return raw_mask_and_selected(reference, total, weights, gradients, work)[0]
+
+
+def raw_mask_and_selected(
+    reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor, work: Work | None
+) -> tuple[Tensor, Tensor]:
+    """The raw mask, and 1 where it is not 0."""
+    w = magnitude(reference, work and work[0]).sub_(weights[0]).mul_(weights[1])
+    g = magnitude(total, work and work[1]).sub_(gradients[0]).mul_(gradients[1])
+    selected = torch.gt(g, w).to(torch.float32) if work is None else torch.gt(g, w, out=work[2])
     w.sigmoid_()
-    g.sigmoid_()
-    return g.div_(w.add_(g)).mul_(selected)
+    g.clamp_min_(LOWEST_Z).sigmoid_()
+    return g.div_(w.add_(g)).mul_(selected), selected
 
 
-def mask_sums(reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor) -> Tensor:
+def mask_sums(reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor, work: Work | None = None) -> Tensor:
     """Sum and number of the non-zero entries of the raw mask, fp64 (2,)."""
-    mask = raw_mask(reference, total, weights, gradients)
-    return torch.stack((mask.sum().double(), mask.sign_().sum().double()))
+    mask, selected = raw_mask_and_selected(reference, total, weights, gradients, work)
+    return torch.stack((mask.sum().double(), selected.sum().double()))
 
 
 def final_mask(
-    reference: Tensor, total: Tensor, weights: Tensor, gradients: Tensor, factor: Tensor, hard: bool
+    reference: Tensor,
+    total: Tensor,
+    weights: Tensor,
+    gradients: Tensor,
+    factor: Tensor,
+    hard: bool,
+    work: Work | None = None,
 ) -> Tensor:
     """``min(1, factor·m)``, or with ``hard`` 1 wherever ``m`` is not 0."""
-    mask = raw_mask(reference, total, weights, gradients)
+    mask = raw_mask(reference, total, weights, gradients, work)
     return mask.ceil_() if hard else mask.mul_(factor).clamp_max_(1.0)
 
 
@@ -105,7 +132,12 @@ def blend(
     gradients: Tensor,
     factor: Tensor,
     hard: bool,
+    work: Work | None = None,
 ) -> None:
     """``θ ← (1 − M)·θ0 + M·θ`` in place; exact at M = 0 and M = 1."""
-    mask = final_mask(reference, total, weights, gradients, factor, hard)
-    weight.copy_(torch.lerp(reference.to(torch.float32), weight.to(torch.float32), mask))
+    before = reference.to(torch.float32) if work is None else work[3].copy_(reference)
+    mask = final_mask(before, total, weights, gradients, factor, hard, work)
+    if weight.dtype == torch.float32:
+        torch.lerp(before, weight, mask, out=weight)
+    else:
+        weight.copy_(torch.lerp(before, weight.to(torch.float32), mask))

@@ -9,7 +9,7 @@ from torch import Tensor
 from mllm_lit.importance import kernels
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.sharding import chunks, local
+from mllm_lit.importance.sharding import CHUNK, chunks, local
 
 
 class Spider(Rule):
@@ -67,6 +67,8 @@ class Spider(Rule):
         self.decay = decay
         self.dtype = torch.float32 if accumulator == "float32" else torch.bfloat16
         self.seed = seed
+        self.compile = compile
+        self._work_by_shape: dict[torch.Size, kernels.Work] = {}
         self._accumulate = _compiled(kernels.accumulate, compile)
         self._accumulate_rounded = _compiled(kernels.accumulate_rounded, compile)
         self._mask_sums = _compiled(kernels.mask_sums, compile)
@@ -135,7 +137,7 @@ class Spider(Rule):
             row = torch.zeros(2, dtype=torch.float64, device=self.device)
             for total, part in chunks(self._total(name), gradient):
                 if self.dtype == torch.float32:
-                    row += self._accumulate(total, part, self.decay, self.absolute)
+                    row += self._accumulate(total, part, self.decay, self.absolute, self._work(total))
                 else:
                     noise = torch.empty(total.shape, dtype=torch.int32, device=self.device)
                     noise.random_(0, 1 << 16, generator=self.generator)
@@ -152,7 +154,7 @@ class Spider(Rule):
             for weight, base, total in chunks(local(parameter), self._theta0(name), self._total(name)):
                 base = base.to(self.device, non_blocking=True)
                 args = (weight, base, total, self.weight_scales[row], scales[row], factors[row])
-                self._blend(*args, self.mask_form == "hard")
+                self._blend(*args, self.mask_form == "hard", self._work(total))
 
     def _table(self) -> tuple[Tensor, Tensor]:
         """Pass B. Scales of G (P, 2), and 1 / mean of the non-zero entries of each raw mask (P,)."""
@@ -181,8 +183,20 @@ class Spider(Rule):
         """Of ``function`` over the chunks of ``tensors``: fp64 (2,)."""
         result = torch.zeros(2, dtype=torch.float64, device=self.device)
         for parts in chunks(*tensors):
-            result += function(*(part.to(self.device, non_blocking=True) for part in parts), *extra)
+            moved = (part.to(self.device, non_blocking=True) for part in parts)
+            result += function(*moved, *extra, self._work(parts[0]))
         return result
+
+    def _work(self, part: Tensor) -> kernels.Work | None:
+        """Memory for the kernels, one set for all chunks; only where they run eagerly on a CPU."""
+        if self.compile or self.device.type != "cpu" or part.numel() > CHUNK["cpu"]:
+            return None
+        if part.shape not in self._work_by_shape:
+            if not self._work_by_shape:
+                self._memory = torch.empty(4, CHUNK["cpu"])
+            one, two, three, four = self._memory[:, : part.numel()].view(4, *part.shape)
+            self._work_by_shape[part.shape] = (one, two, three, four)
+        return self._work_by_shape[part.shape]
 
     def _theta0(self, name: str) -> Tensor:
         assert self.reference is not None

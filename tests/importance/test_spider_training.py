@@ -1,5 +1,8 @@
 """SPIDER on a real model's training: each of 200 steps equals the published rule, entry for entry."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,15 @@ from mllm_lit.importance import Spider
 from tests.importance.oracle import TIE
 
 STEPS, ACCUMULATION = 200, 4
+
+
+class Case(NamedTuple):
+    """What is trained: a model, its loss on the next batch, a learning rate, and every how many steps to compare."""
+
+    model: nn.Module
+    loss: Callable[[torch.Generator], Any]
+    rate: float
+    turns: int
 
 
 def _llama() -> LlamaForCausalLM:
@@ -37,14 +49,51 @@ def _blended(weight: torch.Tensor, theta0: torch.Tensor, total: torch.Tensor) ->
     return (1 - mask) * theta0.double() + mask * weight.double(), (z_w - z_g).abs() < TIE * (1 + z_w.abs())
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16-mixed"])
-def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
-    """Clipping, accumulation, weight decay and warm-up; to 1e-6 of the larger of the two weights that are blended."""
+def _embedded() -> Case:
+    """The package's own model, its last block and connector training, and losses on rows of its VQA set."""
+    from mllm_lit.adapters import Full
+    from mllm_lit.backbones import Backbone
+    from mllm_lit.data.collate import Collate
+    from mllm_lit.tasks import VQAv2, embedded_root
+
+    loaded = Backbone("embedded").load()
+    model = Full(blocks=1).attach(loaded)
+    rows = VQAv2().rows(embedded_root("vqav2"), "train2014")[:6]
+    batches = [Collate(loaded.processor)([row]) for row in rows]
+    with torch.no_grad():  # the frozen vision tower is the same in every step
+        features = [loaded.model.model.vision_tower(batch.inputs["pixel_values"]) for batch in batches]
+    tower = loaded.model.model.vision_tower
+    now: dict[str, Any] = {}
+    tower.forward = lambda *_, **__: now["features"]
+
+    def loss(generator: torch.Generator) -> Any:
+        i = int(torch.randint(len(batches), (), generator=generator))
+        now["features"] = features[i]
+        return model(**batches[i].inputs, labels=batches[i].labels).loss
+
+    return Case(model, loss, 1e-3, 16)
+
+
+def _small() -> Case:
     model = _llama()
+
+    def loss(generator: torch.Generator) -> Any:
+        start = torch.randint(0, 32, (4, 1), generator=generator)
+        tokens = (start + torch.arange(8) * 5) % 32
+        return model(input_ids=tokens, labels=tokens).loss
+
+    return Case(model, loss, 2e-2, 1)
+
+
+@pytest.mark.parametrize("make", [_small, _embedded])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16-mixed"])
+def test_every_step_of_a_training_run(make: Callable[[], Case], precision: torch.dtype) -> None:
+    """Clipping, accumulation, weight decay and warm-up; to 2e-6 of the larger of the two weights that are blended."""
+    model, loss_of, rate, turns = make()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     theta0 = {name: p.detach().clone() for name, p in trained.items()}
     total = {name: torch.zeros_like(p) for name, p in theta0.items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=2e-2, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(trained.values(), lr=rate, weight_decay=0.05)
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=20)
     unblended: dict[str, torch.Tensor] = {}
     # Hooks run in the order in which they are registered, so this one sees the optimizer's own result.
@@ -53,12 +102,10 @@ def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
 
     generator = torch.Generator().manual_seed(1)
     tied, moved, losses = 0, 0.0, []
-    for _ in range(STEPS):
+    for step in range(STEPS):
         for _ in range(ACCUMULATION):
-            start = torch.randint(0, 32, (4, 1), generator=generator)
-            tokens = (start + torch.arange(8) * 5) % 32
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-                loss = model(input_ids=tokens, labels=tokens).loss / ACCUMULATION
+                loss = loss_of(generator) / ACCUMULATION
             loss.backward()
         losses.append(loss.item())
         nn.utils.clip_grad_norm_(trained.values(), 0.5)
@@ -68,13 +115,15 @@ def test_every_step_of_a_training_run(precision: torch.dtype) -> None:
         optimizer.step()
         warm_up.step()
         optimizer.zero_grad()
-        for name, p in trained.items():
+        for i, (name, p) in enumerate(trained.items()):
+            if (i + step) % turns and step < STEPS - 1:
+                continue  # of a larger model, a sixteenth of the tensors in each step, and all after the last
             if theta0[name].unique().numel() == 1:  # the norms of a fresh model: no rank, so no update
                 assert torch.equal(p.detach(), theta0[name])
                 continue
             expected, near = _blended(unblended[name], theta0[name], total[name])
             # The blend may cancel θ0 and the new weight almost fully: rounding is that of the terms, not of their sum.
-            allowed = 1e-6 * torch.maximum(theta0[name].abs(), unblended[name].abs()) + 1e-8
+            allowed = 2e-6 * torch.maximum(theta0[name].abs(), unblended[name].abs()) + 1e-8
             excess = ((p.detach() - expected).abs() - allowed)[~near].max()
             assert excess <= 0, f"{name}: {excess} beyond the tolerance"
             tied += int(near.sum())
