@@ -50,7 +50,7 @@ class Backbone:
             train in fp32, whatever this says.
         attn_implementation: As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
         gradient_checkpointing: Recompute activations of one role, or of both, in the backward pass (non-reentrant).
-        quantization: Load linear layers through bitsandbytes; for adapters on CUDA only.
+        quantization: Load the LLM's linear layers through bitsandbytes; for adapters on CUDA only.
         trust_remote_code: Run model code from the hub. Leave it off unless you have read that code.
         max_length: Longest sequence of tokens, ``None`` for the tokenizer's own limit.
         revision: Branch, tag or commit on the hub.
@@ -106,6 +106,7 @@ class Backbone:
 
     def read(self) -> "tuple[Any, Any]":
         """The model and its processor, as they are stored."""
+        import torch
         from transformers import AutoModelForImageTextToText
 
         # Their import makes architectures of this package known to transformers.
@@ -117,7 +118,10 @@ class Backbone:
         if self.quantization is not None:
             from mllm_lit.backbones.quantize import quantization_config
 
-            extra = {"quantization_config": quantization_config(self.quantization), "device_map": {"": "cuda"}}
+            with torch.device("meta"):
+                shape = AutoModelForImageTextToText.from_config(config, trust_remote_code=self.trust_remote_code)
+            quantized = quantization_config(self.quantization, find_layout(shape, self.layout))
+            extra = {"quantization_config": quantized, "device_map": {"": "cuda"}}
         model = AutoModelForImageTextToText.from_pretrained(
             source,
             config=config,

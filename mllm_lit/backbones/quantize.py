@@ -3,6 +3,8 @@
 import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
+from mllm_lit.backbones.layout import Layout
+
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig
@@ -12,8 +14,14 @@ class QuantizationError(RuntimeError):
     """Quantised weights were asked for where they cannot work; the message says why."""
 
 
-def quantization_config(bits: Literal["4bit", "8bit"]) -> "BitsAndBytesConfig":
-    """How transformers is to load the linear layers: NF4 with bf16 arithmetic, or LLM.int8.
+def quantization_config(bits: Literal["4bit", "8bit"], layout: Layout) -> "BitsAndBytesConfig":
+    """How transformers is to load the LLM's linear layers: NF4 with bf16 arithmetic, or LLM.int8.
+
+    Vision encoder, connector and head keep their weights: they are small, and connectors are tuned.
+
+    Args:
+        bits: How many.
+        layout: Of the model that will be loaded.
 
     Raises:
         QuantizationError: bitsandbytes is not installed, or there is no CUDA device.
@@ -26,9 +34,11 @@ def quantization_config(bits: Literal["4bit", "8bit"]) -> "BitsAndBytesConfig":
         raise QuantizationError(f"{bits} weights need a CUDA device and none is there. Drop backbone.quantization.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise QuantizationError(f"{bits} weights need bitsandbytes: pip install bitsandbytes.")
+    kept = [*layout.vision, *layout.connector, *([layout.head] if layout.head else [])]
     if bits == "8bit":
-        return make(load_in_8bit=True)
+        return make(load_in_8bit=True, llm_int8_skip_modules=kept)
     return make(
+        llm_int8_skip_modules=kept,
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -8,7 +8,7 @@ from torch import nn
 from mllm_lit.backbones import LayoutError, find_layout
 from tests.tiny import tiny_backbone
 
-# Architectures beyond those of the zoo whose default config builds: their parts are found by structure. Left out are such
+# Architectures beyond the zoo whose default config builds: their parts are found by structure. Left out are such
 # that need timm, or whose default config lacks a part.
 FOUND = {
     *("aria", "blip-2", "cosmos3_edge", "cosmos3_omni", "deepseek_vl_hybrid", "ernie4_5_vl_moe", "exaone4_5"),

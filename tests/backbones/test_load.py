@@ -130,6 +130,64 @@ def test_quantisation_without_cuda_is_refused(tiny_folder: Path, monkeypatch: py
         Backbone(str(tiny_folder), quantization="4bit").load()
 
 
+def test_quantisation_leaves_vision_connector_and_head(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from mllm_lit.backbones import find_layout, quantize
+
+    layout = find_layout(tiny_backbone()[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(QuantizationError, match="pip install bitsandbytes"):
+        quantize.quantization_config("4bit", layout)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for bits in ("4bit", "8bit"):
+        config: Any = quantize.quantization_config(bits, layout)  # type: ignore[arg-type]
+        assert config.llm_int8_skip_modules == ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+        assert (config.load_in_4bit, config.load_in_8bit) == (bits == "4bit", bits == "8bit")
+    given: dict[str, Any] = {}
+
+    def from_pretrained(source: str, **options: Any) -> Any:
+        given.update(options)
+        return tiny_backbone()[0]
+
+    from transformers import AutoModelForImageTextToText
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    Backbone(str(tiny_folder), dtype="float32", quantization="4bit").load()
+    assert given["quantization_config"].llm_int8_skip_modules == config.llm_int8_skip_modules
+    assert given["device_map"] == {"": "cuda"}
+
+
+def test_code_from_the_hub_is_not_run_unless_the_user_says_so(tmp_path: Path) -> None:
+    auto = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
+    (tmp_path / "code.py").write_text("raise SystemExit('the code was run')")
+    with pytest.raises(BackboneError, match="trust_remote_code"):
+        Backbone(str(tmp_path)).load()
+    with pytest.raises(SystemExit, match="the code was run"):
+        Backbone(str(tmp_path), trust_remote_code=True).load()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (exec, ("raise SystemExit('the pickle was run')",))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path: Path) -> None:
+    import pickle
+
+    from mllm_lit.backbones.original import read_tensors
+
+    model, processor = tiny_backbone()
+    model.config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    torch.save({"lm_head.weight": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
+        Backbone(str(tmp_path)).load()
+    with pytest.raises(pickle.UnpicklingError, match="[Ww]eights.only"):
+        dict(read_tensors(tmp_path))
+
+
 def test_describing_a_backbone_imports_nothing_heavy() -> None:
     code = (
         "import sys; from mllm_lit.backbones import Backbone; from mllm_lit.adapters import LoRA; "
