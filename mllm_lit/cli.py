@@ -16,6 +16,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
+from mllm_lit.adapters.base import AdapterError
+from mllm_lit.backbones.aspect import AspectError
+from mllm_lit.backbones.layout import LayoutError
+from mllm_lit.backbones.load import BackboneError
+from mllm_lit.backbones.quantize import QuantizationError
+from mllm_lit.backbones.vision_cache import VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback
 from mllm_lit.callbacks.checkpoint import CheckpointError
 from mllm_lit.callbacks.forgetting import ForgettingCallback
@@ -34,14 +40,20 @@ SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 USER_ERRORS: tuple[type[Exception], ...] = (
+    AdapterError,
+    AspectError,
+    BackboneError,
     CheckpointError,
     DatasetError,
     FormatError,
+    LayoutError,
     MisconfigurationException,
     NonFiniteLoss,
+    QuantizationError,
     ResumeError,
     RuleError,
     RunDirectoryError,
+    VisionCacheError,
 )
 """Errors of input and settings, each with a message that says what to change."""
 
