@@ -241,6 +241,8 @@ class MLLMModule(L.LightningModule):
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         if grads and not self._hidden:
             torch._foreach_mul_(grads, self.trainer.world_size / tokens)
+        if self.importance is not None:
+            self.importance.before_step()  # here, since callbacks are asked before the gradients have their scale
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
         self.log("train/loss", nll / tokens, prog_bar=True)

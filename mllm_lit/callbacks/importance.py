@@ -22,6 +22,8 @@ from mllm_lit.seed import mix, run_seed
 class ImportanceCallback(L.Callback):
     """Glue for ``model.importance``; does nothing where that is ``None``.
 
+    The module itself says when the gradients of a step are ready (:meth:`Rule.before_step`).
+
     Args:
         log_every: Optimizer steps between two readings of the rule's statistics, which also come at the end.
     """
@@ -61,11 +63,6 @@ class ImportanceCallback(L.Callback):
             rule.on_epoch_start(trainer.current_epoch)  # Lightning leaves that out in the middle of an epoch
         else:
             prepare(rule, trainer, pl_module)
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Gradients are ready."""
-        if (rule := self._rule(pl_module)) is not None:
-            rule.before_step()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A new pass over the data."""

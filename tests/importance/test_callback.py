@@ -17,7 +17,7 @@ from mllm_lit.callbacks.importance import ImportanceCallback, refuse_strategy, w
 from mllm_lit.callbacks.importance_log import combined
 from mllm_lit.callbacks.plots import DARK, LIGHT, Series, heat_map, scatter, ticks
 from mllm_lit.callbacks.trajectory import trajectory
-from mllm_lit.importance import EWC, LoRASculpt, MagnitudeMask, RuleError, Spider
+from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, RuleError, Spider
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -104,6 +104,36 @@ def test_every_configuration_runs_and_resumes_to_the_bit(
     assert any(not torch.equal(value, weights(first, "step=3.ckpt")[name]) for name, value in theirs.items())
     for name, value in theirs.items():
         assert torch.equal(value, ours[name]), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_rules_see_the_gradient_of_the_mean_loss(
+    accumulate: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a loss term adds reaches the optimizer at its own strength, whatever the number of tokens in the step."""
+    seen: list[float] = []
+
+    def before(rule: L2SP) -> None:
+        for name, parameter in rule.parameters.items():
+            pull = rule.strength * (parameter.detach() - rule.reference[name].float())  # type: ignore[index]
+            assert parameter.grad is not None
+            rule.expected[name] = parameter.grad + pull  # type: ignore[attr-defined]
+        original(rule)
+
+    def after(rule: L2SP) -> None:
+        for name, parameter in rule.parameters.items():
+            torch.testing.assert_close(parameter.grad, rule.expected[name])  # type: ignore[attr-defined]
+        seen.append(float(rule.penalty()))
+
+    original = L2SP.before_step
+    monkeypatch.setattr(L2SP, "expected", {}, raising=False)
+    monkeypatch.setattr(L2SP, "before_step", before)
+    monkeypatch.setattr(L2SP, "after_step", after)
+    words = ["--model.importance", str(CONFIGS / "importance" / "l2sp.yaml"), "--model.adapter.lr", "0.01"]
+    words += ["--model.importance.strength", "5", "--trainer.gradient_clip_val", "null"]
+    run(monkeypatch, config, *words, "--trainer.accumulate_grad_batches", str(accumulate))
+    assert len(seen) == 4 // accumulate
+    assert seen[-1] > 0
 
 
 def test_figures_by_block_and_role(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
