@@ -118,6 +118,13 @@ def measure_memory(name: str, blocks: int, scale: int, device: str) -> int:
     return peak_bytes(device) - before
 
 
+def peak_of(name: str, blocks: int, scale: int, args: argparse.Namespace) -> int:
+    """:func:`measure_memory` in a process of its own."""
+    command = [sys.executable, __file__, "--memory", name, "--blocks", str(blocks), "--scales", str(scale)]
+    command += ["--device", args.device, "--threads", str(args.threads)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def seconds(step: Step, device: str) -> float:
     """Of one call."""
     start = time.perf_counter()
@@ -170,6 +177,7 @@ def overhead(scale: int, tokens: int, repeats: int) -> dict[str, float]:
 def cases(args: argparse.Namespace) -> Iterator[dict[str, object]]:
     """One row per number of blocks and implementation, each timed in turn on the same weights and gradients."""
     for blocks, scale in zip(args.blocks, args.scales, strict=True):
+        peaks = {name: peak_of(name, blocks, scale, args) for name in args.variants}  # before this process grows
         named = parameters(blocks, scale, args.device)
         entries = sum(p.numel() for p in named.values())
         steps = {name: MAKERS[name](named) for name in args.variants}
@@ -179,13 +187,8 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, object]]:
                 taken = seconds(step, args.device)
                 if repeat:  # the first one allocates
                     times[name].append(taken)
-        steps.clear()
-        named.clear()
         first = times[args.variants[0]]
         for name, taken_by in times.items():
-            command = [sys.executable, __file__, "--memory", name, "--blocks", str(blocks), "--scales", str(scale)]
-            command += ["--device", args.device, "--threads", str(args.threads)]
-            output = subprocess.run(command, capture_output=True, text=True, check=True)
             yield {
                 "blocks": blocks,
                 "scale": scale,
@@ -195,7 +198,7 @@ def cases(args: argparse.Namespace) -> Iterator[dict[str, object]]:
                 "seconds_median": statistics.median(taken_by),
                 "speedup_min": min(first) / min(taken_by),
                 "speedup_median": statistics.median(first) / statistics.median(taken_by),
-                "peak_bytes_per_parameter": int(output.stdout) / entries,
+                "peak_bytes_per_parameter": peaks[name] / entries,
             }
 
 
@@ -220,7 +223,8 @@ def report(result: dict[str, Any], page: Path) -> None:
             f"{100 * step['overhead_min']:.1f} % (min) or {100 * step['overhead_median']:.1f} % (median) longer with "
             "the rule than without."
         )
-    text += " Measured by `benchmarks/importance_step.py`; `five_dictionaries` keeps θ0, I_w, G, I_g and M in fp32."
+    text += " Measured by `benchmarks/importance_step.py`; `five_dictionaries` keeps θ0, I_w, G, I_g and M in fp32. "
+    text += "Bytes are the peak beside weights and gradients, fixed costs of some megabytes included."
     body = "\n".join([mark.format("begin"), text, "", *lines, mark.format("end")])
     page.write_text(before + body + rest.split(mark.format("end"))[1], encoding="utf-8")
 
