@@ -55,13 +55,18 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         if getattr(adapter, "mutates", False):
             raise AdapterError("An initialisation that changes the backbone (PiSSA, OLoRA) cannot be sharded. Use DDP.")
-        reach_always(net, layout)
+        reach_always(net, model, layout)
         mesh = self.device_mesh["data_parallel"]
         for block in model.get_submodule(layout.blocks).children():
             fully_shard(block, mesh=mesh)
         # Whole only inside a forward pass: peft switches adapters off and on between two of them.
         fully_shard(net, mesh=mesh, reshard_after_forward=True)
         register_fsdp_forward_method(net, "generate")
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """No: the loader, which the optimizer's schedule asks for its length, starts at the checkpoint's position."""
+        return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -119,10 +124,11 @@ def like(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def reach_always(net: nn.Module, layout: Layout) -> None:
+def reach_always(net: nn.Module, model: nn.Module, layout: Layout) -> None:
     """Have vision encoder and connector take part in every backward pass, by a gradient of zero without a picture.
 
-    Ranks reduce the gradients of a unit together, so all of them need one for the same tensors.
+    Ranks reduce the gradients of a unit together and the units in one order. So all of them need gradients of the same
+    tensors, and blocks whose input has one: hence the detour over the embeddings.
     """
     idle = [
         (net.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
@@ -130,12 +136,14 @@ def reach_always(net: nn.Module, layout: Layout) -> None:
         if parameter.requires_grad and layout.role_of(name) != "llm"
     ]
 
-    def touch(module: nn.Module, inputs: Any, output: Any) -> None:
-        if torch.is_grad_enabled():
-            output.logits = output.logits + 0 * sum(getattr(owner, name).sum() for owner, name in idle)
+    def touch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        # Parameters are looked up anew, since sharding swaps them.
+        return output + 0 * sum(getattr(owner, name).sum() for owner, name in idle)
 
     if idle:
-        net.register_forward_hook(touch)
+        model.get_input_embeddings().register_forward_hook(touch)  # type: ignore[operator]
 
 
 def in_lockstep(strategy: Any) -> bool:

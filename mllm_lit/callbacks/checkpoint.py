@@ -162,10 +162,11 @@ class TrainableCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         self._saved = trainer.global_step
         if trainer.is_global_zero:
-            alias(path, self.folder / LAST)
+            if path.is_file():  # DeepSpeed writes folders
+                alias(path, self.folder / LAST)
             steps = [other for other in by_age(self.folder) if other.name != LAST]
             for old in steps[self.keep :] if self.keep > 0 else []:
-                old.unlink()
+                old.unlink() if old.is_file() else shutil.rmtree(old)
 
     def _leave(self, trainer: L.Trainer) -> None:
         rank_zero_info(

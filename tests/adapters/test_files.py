@@ -1,6 +1,8 @@
 """Saved adapters, as a stranger without this package reads them, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from mllm_lit.adapters import Adapter, AdapterError, Full, LoRA, Prefix
+from mllm_lit.adapters import IA3, Adapter, AdapterError, Full, LoRA, Prefix
 from tests.adapters.test_contract import backbone, inputs, learn, logits
 from tests.backbones.zoo import build
 
@@ -34,6 +36,21 @@ def test_peft_alone_reads_lora_and_the_connector(tmp_path: Path, init: bool | st
     torch.testing.assert_close(logits(stranger, batch), expected, atol=2e-6, rtol=0)
     merged = stranger.merge_and_unload()
     torch.testing.assert_close(logits(merged, batch), expected, atol=1e-5, rtol=0)
+
+
+def test_a_process_without_this_package_gives_the_same_logits(tmp_path: Path) -> None:
+    """Strictly so: bit for bit, for the three methods of the study that are peft's own."""
+    build("llava").model.save_pretrained(tmp_path / "backbone")
+    adapters = {"lora": LoRA(rank=4), "ia3": IA3(), "prefix": Prefix(tokens=3)}
+    expected = {}
+    for name, adapter in adapters.items():
+        expected[name], batch = trained(adapter, tmp_path / name)
+    torch.save(batch, tmp_path / "batch.pt")
+    script = Path(__file__).with_name("stranger.py")
+    words = [tmp_path / "backbone", tmp_path / "batch.pt", *(tmp_path / name for name in adapters)]
+    subprocess.run([sys.executable, str(script), *map(str, words)], check=True, cwd=tmp_path)
+    for name, logits_here in expected.items():
+        assert torch.equal(torch.load(tmp_path / name / "logits.pt"), logits_here), name
 
 
 def test_transformers_alone_reads_a_delta(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+"""Two processes that train together, started by a fork server that imports everything once."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
+from mllm_lit.backbones import Backbone
+from mllm_lit.callbacks import TrainableCheckpoint
+from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.predictions import PredictionsCallback
+from mllm_lit.data.datamodule import VQADataModule
+from mllm_lit.module import MLLMModule
+from mllm_lit.strategies import FSDP2Strategy
+from tests.checkpoints.process import SERVER
+from tests.toy import Toy
+
+RANKS = 2
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "lora": lambda: LoRA(rank=4, alpha=8, dropout=0.0, lr=1e-2, connector_lr=1e-3),
+    "bottleneck": lambda: Bottleneck(size=8, dropout=0.0, lr=5e-2, connector_lr=1e-2),
+    "full": lambda: Full(lr=1e-3, connector_lr=1e-3),
+}
+
+
+class Trace(L.Callback):
+    """The logged loss of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def strategy(name: str, ranks: int) -> Strategy | str:
+    environment = [LightningEnvironment()] if ranks > 1 else []
+    if name == "fsdp2":
+        made: Strategy = FSDP2Strategy(process_group_backend="gloo")
+    elif name == "ddp":
+        made = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    else:
+        return "auto"
+    made.cluster_environment = environment[0]  # type: ignore[attr-defined]
+    return made
+
+
+def fit(
+    backbone: Path,
+    data: Path,
+    folder: Path,
+    adapter: str,
+    name: str = "one",
+    ranks: int = 1,
+    resume: Path | None = None,
+    score: bool = False,
+    steps: int = -1,
+) -> dict[str, Any]:
+    """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
+    os.environ["PL_GLOBAL_SEED"] = "42"
+    trace, forgetting = Trace(), ForgettingCallback()
+    keep = TrainableCheckpoint(every_n_train_steps=4)
+    scoring = [PredictionsCallback(), forgetting] if score else []
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy(name, ranks),
+        max_epochs=1,
+        max_steps=steps,
+        callbacks=[trace, keep, *scoring],
+        logger=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    model = MLLMModule(Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter]())
+    rows = VQADataModule(Toy(), data, batch_size=2 // ranks, eval_batch_size=3)
+    trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
+    assert model.net is not None
+    model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)
+    return {"losses": trace.losses, "before": forgetting.before, "after": forgetting.after}
+
+
+def rank(index: int, port: int, out: Path, jobs: list[dict[str, Any]]) -> None:
+    """What one process does: the jobs, in order."""
+    # As torchrun would set them; gloo needs no more.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(index), "NODE_RANK": "0"}
+    torch.set_num_threads(1)
+    try:
+        results = [fit(**job, ranks=RANKS) for job in jobs]
+        torch.save(results, out / f"rank{index}.pt")
+    except BaseException:
+        (out / f"error{index}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def together(out: Path, jobs: list[dict[str, Any]], limit: float = 240) -> list[dict[str, Any]]:
+    """Run jobs on two ranks, and give what rank 0 reports."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [SERVER.Process(target=rank, args=(i, port, out, jobs)) for i in range(RANKS)]  # type: ignore[attr-defined]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(limit)
+    hung = [process for process in ranks if process.is_alive()]
+    for process in hung:
+        process.kill()
+    errors = "\n".join(path.read_text() for path in sorted(out.glob("error*.txt")))
+    assert not hung, f"{len(hung)} ranks hang\n{errors}"
+    assert not errors, errors
+    loaded: list[dict[str, Any]] = torch.load(out / "rank0.pt", weights_only=True)
+    return loaded
