@@ -118,8 +118,9 @@ class Backbone:
         if self.quantization is not None:
             from mllm_lit.backbones.quantize import quantization_config
 
+            auto: Any = AutoModelForImageTextToText
             with torch.device("meta"):
-                shape = AutoModelForImageTextToText.from_config(config, trust_remote_code=self.trust_remote_code)
+                shape = auto.from_config(config, trust_remote_code=self.trust_remote_code)
             quantized = quantization_config(self.quantization, find_layout(shape, self.layout))
             extra = {"quantization_config": quantized, "device_map": {"": "cuda"}}
         model = AutoModelForImageTextToText.from_pretrained(

@@ -42,3 +42,15 @@ def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any("vision_tower" in name for name in delta)
     stored = torch.load(logs / "llava_pretrain" / "version_0" / "checkpoints" / "last.ckpt", weights_only=True)
     assert {name.removeprefix("net.") for name in stored["state_dict"]} == first.keys()
+
+
+def test_the_second_stage_alone_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.backbones import BackboneError
+    from mllm_lit.cli import USER_ERRORS, main
+
+    monkeypatch.setattr(sys, "argv", ["fit.py"])
+    weights = ["--model.backbone.connector_weights", str(tmp_path / "none.safetensors")]
+    config = str(REPOSITORY / "configs" / "llava_instruct.yaml")
+    with pytest.raises(BackboneError, match="connector_weights: there is no file"):
+        main(["--config", config, "--output", str(tmp_path / "logs"), *FEW, *weights])
+    assert BackboneError in USER_ERRORS, "which the command line answers in words"
