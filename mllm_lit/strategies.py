@@ -55,6 +55,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         if getattr(adapter, "mutates", False):
             raise AdapterError("An initialisation that changes the backbone (PiSSA, OLoRA) cannot be sharded. Use DDP.")
+        if any(config.is_prompt_learning for config in getattr(net, "peft_config", {}).values()):
+            raise AdapterError("peft cannot save virtual tokens (prefix, prompt) from shards. Use DDP.")
         reach_always(net, model, layout)
         mesh = self.device_mesh["data_parallel"]
         for block in model.get_submodule(layout.blocks).children():

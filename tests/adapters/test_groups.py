@@ -38,6 +38,13 @@ def test_a_role_without_a_rate_takes_the_common_one() -> None:
     assert {group["lr"] for group in found.values()} == {3e-5}
 
 
+def test_a_connector_with_low_rank_updates_has_the_connectors_rate() -> None:
+    found = groups(LoRA(rank=2, lr=1e-4, connector="lora", connector_lr=1e-5, weight_decay=0.1))
+    rates = {name: (group["lr"], group["weight_decay"]) for name, group in found.items()}
+    assert rates == {"llm": (1e-4, 0.1), "connector": (1e-5, 0.1)}
+    assert len(found["connector"]["params"]) == 2 * 2  # type: ignore[arg-type]
+
+
 def test_lora_plus_speeds_up_b_alone() -> None:
     found = groups(LoRA(rank=2, lr=1e-4, lora_plus_ratio=16.0, connector="frozen"))
     assert {name: group["lr"] for name, group in found.items()} == {"llm": 1e-4, "llm/lora_b": 16e-4}
