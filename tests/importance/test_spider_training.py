@@ -50,14 +50,14 @@ def _blended(weight: torch.Tensor, theta0: torch.Tensor, total: torch.Tensor) ->
 
 
 def _embedded() -> Case:
-    """The package's own model, its last block and connector training, and losses on rows of its VQA set."""
+    """The package's own model, of which the last block trains, and losses on rows of its VQA set."""
     from mllm_lit.adapters import Full
     from mllm_lit.backbones import Backbone
     from mllm_lit.data.collate import Collate
     from mllm_lit.tasks import VQAv2, embedded_root
 
     loaded = Backbone("embedded").load()
-    model = Full(blocks=1).attach(loaded)
+    model = Full(blocks=1, connector="frozen").attach(loaded)
     rows = VQAv2().rows(embedded_root("vqav2"), "train2014")[:6]
     batches = [Collate(loaded.processor)([row]) for row in rows]
     with torch.no_grad():  # the frozen vision tower is the same in every step
@@ -124,6 +124,8 @@ def test_every_step_of_a_training_run(make: Callable[[], Case], precision: torch
             expected, near = _blended(unblended[name], theta0[name], total[name])
             # The blend may cancel θ0 and the new weight almost fully: rounding is that of the terms, not of their sum.
             allowed = 2e-6 * torch.maximum(theta0[name].abs(), unblended[name].abs()) + 1e-8
+            # A tie that rounding decides the other way also shifts the mean of the mask, by less than 1 in its entries.
+            allowed += (unblended[name] - theta0[name]).abs() * near.sum() / (0.4 * p.numel())
             excess = ((p.detach() - expected).abs() - allowed)[~near].max()
             assert excess <= 0, f"{name}: {excess} beyond the tolerance"
             tied += int(near.sum())
