@@ -23,6 +23,7 @@ FEW += ["--data.batch_size", "4", "--data.check_images", "false", "--model.max_n
 
 
 def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.backbones.run import load_tuned
     from mllm_lit.cli import main
 
     monkeypatch.setattr(sys, "argv", ["fit.py"])
@@ -31,6 +32,9 @@ def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     connector = logs / "llava_pretrain" / "version_0" / "adapter" / "connector.safetensors"
     first = load_file(connector)
     assert {name.rpartition(".")[0] for name in first} == {f"model.multi_modal_projector.layers.{i}" for i in (0, 2)}
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    tuned = load_tuned("", connector.parents[1])
+    assert all(torch.equal(tuned.loaded.model.get_parameter(name), value) for name, value in first.items())
     weights = ["--model.backbone.connector_weights", str(connector)]
     config = str(REPOSITORY / "configs" / "llava_instruct.yaml")
     main(["--config", config, "--output", str(logs), *FEW, *weights])
