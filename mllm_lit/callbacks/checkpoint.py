@@ -159,7 +159,7 @@ class TrainableCheckpoint(Checkpoint):
             return
         assert self.folder is not None
         path = self.folder / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             if path.is_file():  # DeepSpeed writes folders
