@@ -119,9 +119,18 @@ class TrainableCheckpoint(Checkpoint):
         self._step = self._saved = trainer.global_step
         self._final = int(min(trainer.estimated_stepping_batches, 2**62))
         self._stop = trainer.received_sigterm
+        if trainer.is_global_zero:
+            self._repair_last()
         if threading.current_thread() is threading.main_thread():
             for number in STOPS:
                 signal.signal(number, self._on_signal)
+
+    def _repair_last(self) -> None:
+        """Name the newest checkpoint again, if the run was killed between writing and naming it."""
+        assert self.folder is not None
+        last, steps = self.folder / LAST, [path for path in by_age(self.folder) if path.name != LAST]
+        if steps and not (last.exists() and last.samefile(steps[0])) and not fault(steps[0]):
+            alias(steps[0], last)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._stop = True

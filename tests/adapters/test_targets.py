@@ -15,16 +15,21 @@ from tests.backbones.zoo import ZOO, build
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
+OWN_ATTENTION = {"qwen3_5": ATTENTION | {"in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"}}
+"""One block of linear attention, one of the usual."""
+OWN_MLP = {"glm4v": {"gate_up_proj", "down_proj"}}
 
 
 @pytest.mark.parametrize("family", ZOO)
 def test_where_means_the_same_on_every_layout(family: str) -> None:
     model = build(family).model
     layout = find_layout(model)
-    for where, expected in (("attention", ATTENTION), ("mlp", MLP), ("both", ATTENTION | MLP)):
+    attention, mlp = OWN_ATTENTION.get(family, ATTENTION), OWN_MLP.get(family, MLP)
+    for where, expected in (("attention", attention), ("mlp", mlp), ("both", attention | mlp)):
         found = block_linears(model, layout, where)  # type: ignore[arg-type]
         assert {name.rpartition(".")[2] for name in found} == expected
-        assert len(found) == 2 * len(expected)
+        mixed = len(attention) if family in OWN_ATTENTION and where != "mlp" else 0
+        assert len(found) == 2 * len(expected) - mixed
         assert all(name.startswith(f"{layout.blocks}.") for name in found)
 
 

@@ -111,3 +111,17 @@ def test_the_newest_are_kept_and_each_is_complete(
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="expected an interval of at least 1"):
         TrainableCheckpoint(**wrong)
+
+
+def test_last_names_the_newest_after_a_kill_between_the_two(tmp_path: Path) -> None:
+    callback = TrainableCheckpoint()
+    callback.folder = tmp_path
+    old = save(tmp_path / "step=2.ckpt", 20)
+    os.link(old, tmp_path / "last.ckpt")
+    new = save(tmp_path / "step=4.ckpt", 10)
+    callback._repair_last()
+    assert (tmp_path / "last.ckpt").samefile(new)
+    newest = save(tmp_path / "step=6.ckpt", 0)
+    newest.write_bytes(b"PK")
+    callback._repair_last()
+    assert (tmp_path / "last.ckpt").samefile(new)
