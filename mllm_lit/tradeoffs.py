@@ -238,11 +238,14 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a study; the first row is the model before training."""
-    first = next(iter(results[0]["seeds"].values()))["before"]
-    sources = list(first["sources"])
+    # Each seed scores its own sample of the sources, so the model before training has a mean, too.
+    most = max(results, key=lambda result: len(result["seeds"]))
+    starts = [cell["before"] for cell in most["seeds"].values()]
+    sources = list(starts[0]["sources"])
     heads = ["method", "seeds", "lr", "target", *sources, "A^S", "A^T", "H", "O", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    zero = [first["target"], *first["sources"].values()]
+    zero = [statistics.fmean(start["target"] for start in starts)]
+    zero += [statistics.fmean(start["sources"][name] for start in starts) for name in sources]
     lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | | | | | |")
     for row in sorted(summarise(results), key=lambda row: -row["scores"]["H"][0]):
         cells = [f"{m:.1f}" if sd is None else f"{m:.1f} ± {sd:.1f}" for m, sd in row["scores"].values()]
