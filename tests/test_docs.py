@@ -1,0 +1,33 @@
+"""The README and the docs name files that are there, and figures that were measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mllm_lit.tradeoffs import summarise
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "tradeoffs" / "main"
+NAMED = re.compile(r"(?<![\w/.-])(?:configs|tools|benchmarks|tests|docs)/[\w./-]*\w\.(?:yaml|py|json|md)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    # docs/write_a_rule.md and docs/tasks.md show names that a reader is to make.
+    named = {name for name in NAMED.findall(text) if not re.search(r"myset|configs/X|NAME", name)}
+    assert not {name for name in named if not (REPOSITORY / name).exists()}
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_readme_states_the_measured_tradeoff() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for name in ("full", "lora", "lora_slow"):
+        (row,) = summarise([json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))])
+        cells = [f"{mean:.1f} ± {sd:.1f}" for mean, sd in row["scores"].values()]
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
+        assert [cell.strip() for cell in line.split("|")[4:-2]] == cells
