@@ -1,5 +1,6 @@
 """Features of a frozen vision encoder: the same numbers with the cache, each picture encoded once, within the limit."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ from tests.backbones.zoo import ZOO, build
 from tests.test_module import data, trainer
 from tests.toy import Toy
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
     *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3"),
     *("idefics2", "aya_vision", "cohere2_vision", "deepseek_vl"),
 }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads split a product by its rows, so that a picture's rounding depends on the rest of its batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Losses(L.Callback):
@@ -52,6 +63,13 @@ def fit(
     assert forgetting.after is not None
     evaluated = [value for scores in (forgetting.before, forgetting.after) for value in (scores or {})["toy"].values()]
     return module, losses.values + evaluated, calls
+
+
+def test_losses_on_two_threads_are_the_same_up_to_rounding(tiny_folder: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    _, losses, _ = fit(tiny_folder, tmp_path, None)
+    _, kept, _ = fit(tiny_folder, tmp_path, VisionCache(0.01))
+    assert kept == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("where", ["memory", "file"])
