@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_spider_runs_by_one_word_and_resumes(config: Path, tmp_path: Path, monke
     ]
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_scores_are_printed_without_training(
+    command: str, config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, command, "--config", str(config))
+    printed = capsys.readouterr().out
+    assert re.search(r"^toy: .*nll \d", printed, flags=re.MULTILINE)
+    assert re.search(r"^source: .*nll \d", printed, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,7 @@ class ForgettingCallback(L.Callback):
         self._last = self._scores(trainer, pl_module)
         if trainer.state.fn == TrainerFn.TESTING and not self.phase:
             log_scores(trainer, self._last, "test", step=trainer.global_step)
+            print_scores(trainer, self._last)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute the scores of all sets and log them over steps."""
@@ -98,6 +99,8 @@ class ForgettingCallback(L.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self.during.append((trainer.global_step, scores))
             draw_trajectory(trainer, self.before, self.during, None)
+        else:
+            print_scores(trainer, scores)
         for name, values in scores.items():
             for key, value in values.items():
                 pl_module.log(f"val/{name}/{key}", value, rank_zero_only=True)
@@ -136,3 +139,10 @@ def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> No
     flat = {f"{prefix}/{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics(flat, step=step)
+
+
+def print_scores(trainer: L.Trainer, scores: Scores) -> None:
+    """One line a set, on rank zero; the first is begun below a progress bar."""
+    if trainer.is_global_zero:
+        lines = (f"{name}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()) for name, values in scores.items())
+        print("", *lines, sep="\n", flush=True)
