@@ -28,7 +28,7 @@ class Method:
     Attributes:
         name: Of the row and of its result file.
         seeds: Of the reported runs.
-        words: For ``tools/fit.py``.
+        words: For ``tools/fit.py``; ``{lr}`` in them is the learning rate.
         rates: Learning rates to choose from; one alone is taken as it is.
         of: For a merge, the method whose runs are merged; it then has no words and rates of its own.
         merge: Name of the merge.
@@ -53,8 +53,8 @@ class Grid:
     Attributes:
         name: Of the folders with runs and results.
         words: For every run; a configuration among them.
-        rate: Words for a run's learning rate, with ``{lr}`` in them.
-        choosing: Words for the runs that choose it.
+        rate: Words for every run, too, with ``{lr}`` for its learning rate in them.
+        choosing: Words for the runs that choose it; a method's own words come after all others.
         choosing_seed: Of those runs.
         methods: By name.
     """
@@ -149,8 +149,8 @@ class Study:
         version = f"{'choosing' if choosing else 'lr'}-{rate:g}-seed-{seed}"
         folder = self.runs / method.name / version
         if not (folder / "summary.json").is_file():
-            words = [*self.grid.words, *method.words, *(word.format(lr=rate) for word in self.grid.rate)]
-            words += ["--seed_everything", str(seed), *(self.grid.choosing if choosing else ())]
+            given = (*self.grid.words, *self.grid.rate, *(self.grid.choosing if choosing else ()), *method.words)
+            words = [word.replace("{lr}", f"{rate:g}") for word in given] + ["--seed_everything", str(seed)]
             words += ["--output", str(self.runs), "--experiment", method.name, "--version", version]
             # Goes on with a cell that was cut off, and starts one that was not begun.
             self.run("fit", [*words, "--ckpt_path", "last"])
