@@ -50,14 +50,14 @@ def _blended(weight: torch.Tensor, theta0: torch.Tensor, total: torch.Tensor) ->
 
 
 def _embedded() -> Case:
-    """The package's own model, of which the last block trains, and losses on rows of its VQA set."""
+    """The package's own model, of which the last block and the connector train, and losses on rows of its VQA set."""
     from mllm_lit.adapters import Full
     from mllm_lit.backbones import Backbone
     from mllm_lit.data.collate import Collate
     from mllm_lit.tasks import VQAv2, embedded_root
 
     loaded = Backbone("embedded").load()
-    model = Full(blocks=1, connector="frozen").attach(loaded)
+    model = Full(blocks=1, connector="tuned").attach(loaded)
     rows = VQAv2().rows(embedded_root("vqav2"), "train2014")[:6]
     batches = [Collate(loaded.processor)([row]) for row in rows]
     with torch.no_grad():  # the frozen vision tower is the same in every step
