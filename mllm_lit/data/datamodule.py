@@ -157,7 +157,8 @@ class MLLMDataModule(L.LightningDataModule):
     def readers(self) -> dict[str, Callable[[], list[Sample]]]:
         """What reads each split of the target and of the sources, replayed ones included, in full; by name."""
         parts: list[tuple[str, Task, Any, str]]
-        parts = [(self.task.name, self.task, self, split) for split in self.splits.values()]
+        absent = () if self.task.has_train_split else (self.task.split_names["train"],)
+        parts = [(self.task.name, self.task, self, split) for split in self.splits.values() if split not in absent]
         parts += [(name, source.task, source, source.split) for name, source in self.sources.items()]
         if self.replay:
             parts += [(name, s.task, s, s.task.split_names["train"]) for name, s in self._again().items()]

@@ -75,6 +75,7 @@ class Task(ABC):
     """The layout of a root folder, as printed in an error."""
     split_names: dict[str, str] = {"train": "train", "val": "val", "test": "test"}
     """The publisher's name of the split that plays each role (an instance may differ from its class)."""
+    has_train_split: ClassVar[bool] = True
     max_new_tokens: int = 16
 
     def __init__(self, prompt: str | None = None) -> None:

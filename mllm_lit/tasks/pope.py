@@ -23,6 +23,7 @@ class POPE(Task):
     expected_tree = """
     ROOT/coco_pope_{random,popular,adversarial}.json   (or below ROOT/output/coco)
     ROOT/val2014/{file name}   (or below ROOT/images)"""
+    has_train_split = False
     split_names = {"train": "train", "val": "adversarial", "test": "adversarial"}
 
     def rows(self, root: Path, split: str) -> list[Sample]:

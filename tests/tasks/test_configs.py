@@ -10,6 +10,7 @@ import yaml
 
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.data.datamodule import CaptioningDataModule, MLLMDataModule
+from mllm_lit.data.preflight import read_all
 from mllm_lit.metrics import CaptionScores
 from mllm_lit.tasks import EMBEDDED, TASKS, DatasetError
 from tests.conftest import REPOSITORY
@@ -50,11 +51,12 @@ def test_every_file_reads_its_release(file: Path, tmp_path: Path) -> None:
     root = tmp_path / "release"
     data = parse(file, "--data.root", str(root), "--data.val_samples", "2")
     (RELEASES | {"huggingface": table})[data.task.name](root)
-    data.setup("test" if data.task.name == "pope" else "fit")
+    data.setup("fit" if data.task.has_train_split else "test")
     scored = data.eval_rows["test"]
     assert list(scored) == [data.task.name, *data.sources]
     assert all(rows for rows in scored.values())
-    assert (data.task.name == "pope") or data.train_rows
+    assert bool(data.train_rows) == data.task.has_train_split
+    assert read_all(data.readers())[1] == [], "tools/check_data.py finds a fault"
     captions = isinstance(data.task.metric(), CaptionScores)
     assert isinstance(data, CaptioningDataModule) == captions
     assert file.read_text().startswith("# ")
