@@ -14,14 +14,15 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from mllm_lit.backbones import Backbone
-from mllm_lit.callbacks import TrainableCheckpoint
+from mllm_lit.callbacks import ImportanceCallback, TrainableCheckpoint
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
-from mllm_lit.data.datamodule import VQADataModule
+from mllm_lit.data.datamodule import Source, Sources, VQADataModule
+from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
 from mllm_lit.strategies import FSDP2Strategy
 from tests.checkpoints.process import SERVER
-from tests.toy import Toy
+from tests.toy import Toy, ToySource
 
 RANKS = 2
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
@@ -29,6 +30,18 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "bottleneck": lambda: Bottleneck(size=8, dropout=0.0, lr=5e-2, connector_lr=1e-2),
     "full": lambda: Full(lr=1e-3, connector_lr=1e-3),
 }
+RULES: dict[str, Callable[[], Rule]] = {
+    "spider": Spider,
+    "gradient_topk": lambda: GradientTopK(trained=0.2),
+    "gradient_topk_row": lambda: GradientTopK(trained=0.1, scope="row"),
+    "child_tuning_d": lambda: ChildTuningD(batches=4),
+    "l2sp": lambda: L2SP(0.1),
+    "ewc": lambda: EWC(rows=4),
+    "ewc_generated": lambda: EWC(rows=4, fisher="generated"),
+    "dowser": lambda: ModelDowser(prompts=4, probes=2, batch=2, length=12),
+    "lora_sculpt": lambda: LoRASculpt(prune_at=3),
+}
+"""Those that look at gradients, at data or at the model; the others are tried in tests/importance/test_sharded.py."""
 
 
 class Trace(L.Callback):
@@ -63,6 +76,7 @@ def fit(
     resume: Path | None = None,
     score: bool = False,
     steps: int = -1,
+    rule: str | None = None,
 ) -> dict[str, Any]:
     """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
     os.environ["PL_GLOBAL_SEED"] = "42"
@@ -75,7 +89,7 @@ def fit(
         strategy=strategy(name, ranks),
         max_epochs=1,
         max_steps=steps,
-        callbacks=[trace, keep, *scoring],
+        callbacks=[trace, keep, *scoring, ImportanceCallback()],
         logger=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -85,8 +99,12 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    model = MLLMModule(Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter]())
-    rows = VQADataModule(Toy(), data, batch_size=2 // ranks, eval_batch_size=3)
+    importance = None if rule is None else RULES[rule]()
+    if importance is not None:
+        importance.batch_size = importance.batch_size or 2  # else that of one rank, and so other first batches
+    model = MLLMModule(Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance)
+    sources = None if rule is None else Sources({"source": Source(ToySource(), data)})
+    rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks, eval_batch_size=3)
     trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
     assert model.net is not None
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)
