@@ -47,6 +47,25 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What a paper says of two methods: that one scores higher than the other.
+
+    Attributes:
+        says: The claim.
+        source: Where it was made.
+        higher: The method that is said to score higher.
+        lower: The other one.
+        score: ``target``, ``A_S``, ``A_T``, ``H`` or ``O``.
+    """
+
+    says: str
+    source: str
+    higher: str
+    lower: str
+    score: str
+
+
+@dataclass(frozen=True)
 class Grid:
     """A study.
 
@@ -57,6 +76,7 @@ class Grid:
         choosing: Words for the runs that choose it; a method's own words come after all others.
         choosing_seed: Of those runs.
         methods: By name.
+        claims: What is held against the results.
     """
 
     name: str
@@ -65,6 +85,7 @@ class Grid:
     choosing: tuple[str, ...]
     choosing_seed: int
     methods: Mapping[str, Method]
+    claims: tuple[Claim, ...] = ()
 
 
 def read_grid(path: Path) -> Grid:
@@ -75,7 +96,7 @@ def read_grid(path: Path) -> Grid:
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     fields = {"name", "words", "rate", "choosing", "choosing_seed", "methods"}
-    if not isinstance(content, dict) or content.keys() != fields:
+    if not isinstance(content, dict) or content.keys() - {"claims"} != fields:
         raise GridError(f"{path} has the keys {sorted(content)}, expected {sorted(fields)}.")
     methods = {name: _method(name, row) for name, row in content["methods"].items()}
     for method in methods.values():
@@ -86,7 +107,19 @@ def read_grid(path: Path) -> Grid:
                 f"{method.name} has seeds {method.seeds}, the runs that it merges {methods[method.of].seeds}."
             )
     words = {key: tuple(str(content[key]).split()) for key in ("words", "rate", "choosing")}
-    return Grid(content["name"], choosing_seed=int(content["choosing_seed"]), methods=methods, **words)
+    claims = tuple(_claim(row, methods) for row in content.get("claims", ()))
+    return Grid(content["name"], choosing_seed=int(content["choosing_seed"]), methods=methods, claims=claims, **words)
+
+
+def _claim(row: Mapping[str, str], methods: Mapping[str, Method]) -> Claim:
+    if row.keys() != Claim.__dataclass_fields__.keys():
+        raise GridError(f"a claim has the keys {sorted(row)}, expected {sorted(Claim.__dataclass_fields__)}.")
+    claim = Claim(**row)
+    if unknown := {claim.higher, claim.lower} - methods.keys():
+        raise GridError(f"the claim {claim.says!r} is about {sorted(unknown)}; the grid has {list(methods)}.")
+    if claim.score not in (scores := ("target", *TRADEOFF)):
+        raise GridError(f"the claim {claim.says!r} is about the score {claim.score!r}, expected one of {scores}.")
+    return claim
 
 
 def _method(name: str, row: Mapping[str, Any]) -> Method:
@@ -254,6 +287,31 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def verdicts(claims: Sequence[Claim], results: Sequence[Mapping[str, Any]]) -> str:
+    """The table of claims: the difference of the two methods seed by seed, and how many seeds show what was said."""
+    cells = {result["method"]: result["seeds"] for result in results}
+    lines = ["| claim | made in | score | difference | seeds that show it | shows here |", "|---|---|---|---|---|---|"]
+    for claim in claims:
+        higher, lower = cells.get(claim.higher, {}), cells.get(claim.lower, {})
+        seeds = [seed for seed in higher if seed in lower]
+        if not seeds:
+            continue
+        ends = [[_score(cell, claim.score) for cell in (higher[seed], lower[seed])] for seed in seeds]
+        differences = [one - other for one, other in ends]
+        agree = sum(difference > 0 for difference in differences)
+        mean, sd = mean_sd(differences)
+        spread = "" if sd is None else f" ± {sd:.1f}"
+        word = {len(seeds): "yes", 0: "no"}.get(agree, "mixed")
+        row = (claim.says, claim.source, claim.score.replace("_", "^"), f"{mean:+.1f}{spread}")
+        lines.append("| " + " | ".join((*row, f"{agree} of {len(seeds)}", word)) + " |")
+    return "\n".join(lines)
+
+
+def _score(cell: Mapping[str, Any], name: str) -> float:
+    score: float = cell["target"] if name == "target" else cell["tradeoff"][name]
+    return score
+
+
 def write_report(grid: Grid, folder: Path, page: Path) -> None:
     """Put table and plot of the results in ``folder`` into a Markdown page, between the two marks of the grid's name.
 
@@ -275,6 +333,8 @@ def write_report(grid: Grid, folder: Path, page: Path) -> None:
         picture = page.with_name(f"{page.stem}_{grid.name}.png")
         Image.fromarray(scatter(f"{grid.name}: target against sources", "A^S", "A^T", series(results))).save(picture)
         body = f"{markdown(results)}\n\n![A^T over A^S, one point a method, the Pareto front joined]({picture.name})"
+        if grid.claims:
+            body += f"\n\n{verdicts(grid.claims, results)}"
     before, after = text.split(start)[0], text.split(end)[1]
     page.write_text(f"{before}{start}\n{body}\n{end}{after}", encoding="utf-8")
 

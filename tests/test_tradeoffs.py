@@ -12,7 +12,18 @@ import yaml
 
 from mllm_lit.importance import RULES
 from mllm_lit.merging import MERGES
-from mllm_lit.tradeoffs import GridError, Study, markdown, mean_sd, pareto, read_grid, series, write_report
+from mllm_lit.tradeoffs import (
+    Claim,
+    GridError,
+    Study,
+    markdown,
+    mean_sd,
+    pareto,
+    read_grid,
+    series,
+    verdicts,
+    write_report,
+)
 from tests.conftest import REPOSITORY
 
 GRIDS = sorted((REPOSITORY / "benchmarks").glob("tradeoffs*.yaml"))
@@ -33,6 +44,9 @@ GRID = {
 def write_grid(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump(GRID | changes, sort_keys=False))
     return path
+
+
+CLAIM = {"says": "a", "source": "p", "higher": "full", "lower": "lora", "score": "H"}
 
 
 class Fake:
@@ -134,6 +148,25 @@ def test_table_plot_and_page(results: tuple[Study, Fake, list[dict[str, Any]]], 
         write_report(study.grid, folder, page)
 
 
+def test_claims_are_counted_seed_by_seed(results: tuple[Study, Fake, list[dict[str, Any]]]) -> None:
+    rows = results[2]  # targets: full 51 and 52, lora 46 with seed 1, wise_ft 35; sources: full 31 and 32, lora 31
+    claims = [
+        Claim("full learns more", "p", "full", "lora", "target"),
+        Claim("full forgets less", "p", "full", "lora", "A_S"),
+        Claim("the merge forgets less", "p", "wise_ft", "full", "A_S"),
+        Claim("of a method that was not run", "p", "wise_ft", "other", "A_S"),
+    ]
+    first, second, third = verdicts(claims, rows).splitlines()[2:]
+    assert first == "| full learns more | p | target | +5.0 | 1 of 1 | yes |"
+    assert second == "| full forgets less | p | A^S | +0.0 | 0 of 1 | no |"
+    assert third == "| the merge forgets less | p | A^S | +38.5 ± 0.7 | 2 of 2 | yes |"
+    both = [
+        {"method": name, "seeds": {str(i): {"target": t} for i, t in enumerate(ts)}}
+        for name, ts in {"full": (1, 2), "lora": (0, 3)}.items()
+    ]
+    assert verdicts(claims[:1], both).endswith("| +0.0 ± 1.4 | 1 of 2 | mixed |")
+
+
 def test_statistics() -> None:
     assert mean_sd([3.0]) == (3.0, None)
     assert mean_sd([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
@@ -150,6 +183,9 @@ def test_statistics() -> None:
             {"methods": GRID["methods"] | {"a": {"seeds": [9], "of": "full", "merge": "dare"}}},  # type: ignore[operator]
             r"a has seeds \(9,\)",
         ),
+        ({"claims": [{"says": "a"}]}, "a claim has the keys"),
+        ({"claims": [CLAIM | {"lower": "b"}]}, r"is about \['b'\]; the grid has"),
+        ({"claims": [CLAIM | {"score": "F"}]}, "is about the score 'F'"),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
