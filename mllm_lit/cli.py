@@ -101,6 +101,8 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--experiment", type=str | None, default=None, help="Default: name of the last --config.")
         parser.add_argument("--version", type=str | None, default=None, help="Default: version_0, version_1, ...")
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
+        text = "Keep the scores of untrained backbones in this folder, and take them from there in the next run."
+        parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
 
     def _parse_ckpt_path(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
@@ -130,7 +132,7 @@ class MLLMCLI(LightningCLI):
                 checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
                 refuse_existing(config["output"] / experiment, config["version"], checkpoint)
             logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
-        forgetting = ForgettingCallback()
+        forgetting = ForgettingCallback(config["keep_before"])
         callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:

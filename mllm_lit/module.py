@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
-from mllm_lit.backbones.load import Backbone, LoadedBackbone
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
@@ -91,11 +91,16 @@ class MLLMModule(L.LightningModule):
         """Load the backbone and attach the adapter, once."""
         if self.net is not None:
             return
+        precision = str(self._trainer.precision) if self._trainer is not None else None
+        if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
+            self.backbone.dtype = "float32"
         self.loaded = self.backbone.load()
         # The adapter's initialisation must not depend on what drew random numbers before it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix(run_seed(), 1))
             self.net = self.adapter.attach(self.loaded)
+        if precision == "32-true":
+            refuse_mixed_dtypes(self.net)
         if self.vision_cache is not None:
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         strategy = self._trainer.strategy if self._trainer is not None else None
@@ -386,3 +391,18 @@ def replay_sums(nll: Tensor, counts: Tensor, samples: Sequence[Sample]) -> tuple
         zero = nll.new_zeros((), dtype=torch.float64)
         return zero, zero
     return nll.detach()[replayed].double().sum(), counts[replayed].double().sum()
+
+
+def refuse_mixed_dtypes(net: nn.Module) -> None:
+    """Stop a run without autocast whose matrix products would meet two dtypes.
+
+    Raises:
+        BackboneError: Saying what to set.
+    """
+    found = {str(p.dtype).removeprefix("torch.") for p in net.parameters() if p.is_floating_point()}
+    if len(found) > 1:
+        raise BackboneError(
+            f"The model has weights in {', '.join(sorted(found))}: adapters keep what they train in fp32, beside a "
+            "backbone in model.backbone.dtype. trainer.precision is 32-true, which casts nothing. Set it to "
+            "bf16-mixed (16-mixed for float16), or model.backbone.dtype to float32."
+        )

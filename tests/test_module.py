@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mllm_lit.adapters import Full, LoRA
-from mllm_lit.backbones import Backbone
+from mllm_lit.backbones import Backbone, BackboneError
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.module import MLLMModule, NonFiniteLoss
@@ -197,3 +197,24 @@ def test_the_learning_rates_reach_the_optimizer(tiny_folder: Path, tmp_path: Pat
     }
     trained = {id(p) for group in groups for p in group["params"]}
     assert trained == {id(p) for _, p in model.trainable()}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_the_backbone_is_loaded_for_the_precision_where_cuda_has_bf16(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
+) -> None:
+    """On a machine with a GPU, too, a run in fp32 must not mix a bf16 backbone with the adapter's fp32."""
+    model = MLLMModule(Backbone(path=str(tiny_folder)), LoRA(rank=4))
+    model.trainer = trainer(tmp_path, precision=precision)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    model.configure_model()
+    assert model.loaded is not None
+    assert model.loaded.model.get_input_embeddings().weight.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_dtypes_without_autocast_are_refused(tiny_folder: Path, tmp_path: Path, dtype: Any) -> None:
+    model = MLLMModule(Backbone(path=str(tiny_folder), dtype=dtype), LoRA(rank=4))
+    with pytest.raises(BackboneError, match=rf"weights in {dtype}, float32.* Set it to bf16-mixed"):
+        trainer(tmp_path).fit(model, datamodule=data(tmp_path))

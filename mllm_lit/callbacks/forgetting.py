@@ -1,11 +1,14 @@
 """Scores the target and the held-out sources before, during and after training."""
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
 
+from mllm_lit.callbacks.before import ScoresKept
 from mllm_lit.callbacks.trajectory import draw_trajectory
 from mllm_lit.module import MLLMModule, Record
 
@@ -19,13 +22,18 @@ class ForgettingCallback(L.Callback):
     The test loop runs inside ``fit``, so that the model is placed and sharded once. ``before`` is the backbone without
     its adapter (the adapter is switched off for it), and is kept in checkpoints: a resumed run does not repeat it.
 
+    Args:
+        keep: A folder in which scores and answers of untrained backbones are kept and looked for, so that of many runs
+            only the first measures them; ``None`` for none.
+
     Attributes:
         before: Scores of the backbone, ``None`` until measured.
         during: ``(optimizer step, scores)`` of each validation.
         after: Scores of the trained model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep: Path | None = None) -> None:
+        self.kept = None if keep is None else ScoresKept(keep)
         self.before: Scores | None = None
         self.during: list[tuple[int, Scores]] = []
         self.after: Scores | None = None
@@ -39,10 +47,27 @@ class ForgettingCallback(L.Callback):
         assert isinstance(pl_module, MLLMModule)
         assert pl_module.net is not None
         if self.before is None and not fast_dev_run(trainer):
-            # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
-            with pl_module.adapter.without_new_modules(pl_module.net):
-                self.before = self._test(trainer, "before")
+            self.before = self._backbone(trainer, pl_module)
             log_scores(trainer, self.before, "test", step=0)
+
+    def _backbone(self, trainer: L.Trainer, module: MLLMModule) -> Scores:
+        log_dir = trainer.log_dir  # A broadcast: every rank has to ask.
+        place = None
+        # What an adapter does to the backbone's own weights, the name of a place does not tell.
+        if self.kept is not None and log_dir is not None and not getattr(module.adapter, "mutates", False):
+            place, predictions = self.kept.place(trainer, module), Path(log_dir) / "predictions" / "before"
+            if trainer.strategy.broadcast(place.is_dir()):
+                rank_zero_info(f"Scores before training: those kept in {place}")
+                if trainer.is_global_zero:
+                    scores, answers = self.kept.load(place, predictions)
+                    draw_answers(trainer, answers)
+                return trainer.strategy.broadcast(scores if trainer.is_global_zero else {})
+        # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
+        with module.adapter.without_new_modules(module.net):  # type: ignore[arg-type]
+            scores = self._test(trainer, "before")
+        if self.kept is not None and place is not None and trainer.is_global_zero:
+            self.kept.save(place, scores, predictions)
+        return scores
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score what came out."""
@@ -139,6 +164,19 @@ def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> No
     flat = {f"{prefix}/{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
     for logger in trainer.loggers:
         logger.log_metrics(flat, step=step)
+
+
+def draw_answers(trainer: L.Trainer, answers: dict[str, list[Record]]) -> None:
+    """The pictures of an evaluation that was not run."""
+    from mllm_lit.callbacks.predictions import PredictionsCallback, show
+
+    rows: Any = trainer.datamodule.eval_rows["test"]  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, PredictionsCallback):
+            for name, samples in rows.items():
+                pairs = [pair for pair in zip(samples, answers[name], strict=True) if pair[0].images]
+                if pairs:
+                    show(trainer, f"{name}/before", pairs[: callback.images])
 
 
 def print_scores(trainer: L.Trainer, scores: Scores) -> None:

@@ -77,10 +77,11 @@ def fit(
     score: bool = False,
     steps: int = -1,
     rule: str | None = None,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
     os.environ["PL_GLOBAL_SEED"] = "42"
-    trace, forgetting = Trace(), ForgettingCallback()
+    trace, forgetting = Trace(), ForgettingCallback(keep)
     keep = TrainableCheckpoint(every_n_train_steps=4)
     scoring = [PredictionsCallback(), forgetting] if score else []
     trainer = L.Trainer(

@@ -1,5 +1,6 @@
 """DDP and FSDP2 on two ranks do what one process does, text-only rows among the batches."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,18 @@ def test_a_checkpoint_moves_between_strategies(runs: Any, way: str) -> None:
     torch.testing.assert_close(moved["losses"], one["losses"][8:], rtol=0, atol=1e-5)
     for key, tensor in one["tensors"].items():
         torch.testing.assert_close(moved["tensors"][key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_kept_scores_reach_every_rank(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "data").mkdir()
+    job = {"backbone": tiny_folder, "data": tmp_path / "data", "adapter": "lora", "name": name, "steps": 1}
+    job |= {"keep": tmp_path / "kept", "score": True}
+    (first,) = together(tmp_path, [{**job, "folder": tmp_path / "first"}])
+    (place,) = (tmp_path / "kept").iterdir()
+    assert json.loads((place / "scores.json").read_text()) == first["before"]
+    (place / "scores.json").write_text(json.dumps({"toy": {"exact": 12.5}}))
+    together(tmp_path, [{**job, "folder": tmp_path / "second"}])
+    for rank in range(2):
+        assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[0]["before"] == {"toy": {"exact": 12.5}}
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [place.name]

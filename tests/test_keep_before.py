@@ -1,0 +1,103 @@
+"""Scores before training are kept for the next run, and taken only where it would have found the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mllm_lit.callbacks.forgetting import ForgettingCallback
+from tests.test_run import config, run
+
+__all__ = ["config"]  # the fixture
+
+
+@pytest.fixture
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The evaluations that were really run."""
+    seen: list[str] = []
+    test = ForgettingCallback._test
+
+    def spy(self: ForgettingCallback, trainer: Any, phase: str) -> Any:
+        seen.append(phase)
+        return test(self, trainer, phase)
+
+    monkeypatch.setattr(ForgettingCallback, "_test", spy)
+    return seen
+
+
+def test_the_second_run_takes_the_scores_of_the_first(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["--config", str(config), "--keep_before", str(tmp_path / "kept"), "--trainer.max_steps", "2"]
+    for _ in range(2):
+        run(monkeypatch, *words)
+    run(monkeypatch, *words[:2], *words[4:])
+    assert phases == ["before", "after", "after", "before", "after"]
+    folders = [tmp_path / "logs" / "toy_run" / f"version_{i}" for i in range(3)]
+    summaries = [json.loads((folder / "summary.json").read_text())["scores"] for folder in folders]
+    assert summaries[0] == summaries[1] == summaries[2]
+    weights = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False) for folder in folders]
+    for name, tensor in weights[0]["state_dict"].items():
+        assert torch.equal(tensor, weights[1]["state_dict"][name]), name
+    for name in ("toy", "source"):
+        texts = [(folder / "predictions" / "before" / f"{name}.jsonl").read_text() for folder in folders]
+        assert len(texts[0].splitlines()) == 7
+        assert texts[0] == texts[1]
+    events = [EventAccumulator(str(folder)).Reload() for folder in folders[:2]]
+    assert events[0].Tags()["images"] == events[1].Tags()["images"]
+    pictures = [event.Images("toy/before")[0].encoded_image_string for event in events]
+    assert pictures[0] == pictures[1]
+    shown = [event.Scalars("test/toy/nll")[0] for event in events]
+    assert [entry.step for entry in shown] == [0, 0]
+    assert shown[0].value == shown[1].value
+
+
+def test_kept_scores_serve_only_the_same_backbone_data_and_precision(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[str]
+) -> None:
+    words = ["--config", str(config), "--keep_before", str(tmp_path / "kept"), "--trainer.max_steps", "1"]
+
+    def measured(*more: str) -> bool:
+        del phases[:]
+        run(monkeypatch, *words, *more)
+        return "before" in phases
+
+    assert measured()
+    assert not measured("--model.adapter.rank", "2")  # the backbone is the same
+    assert not measured("--seed_everything", "7")  # all rows are scored, so their draw is the same
+    assert measured("--trainer.precision", "bf16-mixed")
+    assert measured("--trainer.precision", "bf16-mixed", "--model.backbone.dtype", "bfloat16")
+    assert measured("--model.backbone.aspect", "pad")
+    assert measured("--model.max_new_tokens", "2")
+    assert measured("--data.eval_batch_size", "3")
+    assert measured("--data.max_eval_samples", "5")
+    settings = yaml.safe_load(config.read_text())
+    folder = Path(settings["data"]["init_args"]["root"])
+    Image.new("RGB", (40, 32), "white").save(folder / "test-3.png")
+    assert measured()
+    backbone = Path(settings["model"]["backbone"]["init_args"]["path"])
+    (copy := tmp_path / "other").mkdir()
+    for file in backbone.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert not measured("--model.backbone.path", str(copy))
+    (weights,) = copy.glob("*.safetensors")
+    from safetensors.torch import load_file, save_file
+
+    save_file({k: v * 1.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    assert measured("--model.backbone.path", str(copy))
+
+
+def test_an_adapter_that_changes_the_backbone_is_measured_each_time(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: list[str]
+) -> None:
+    words = ["--config", str(config), "--keep_before", str(tmp_path / "kept"), "--trainer.max_steps", "1"]
+    for _ in range(2):
+        run(monkeypatch, *words, "--model.adapter.init", "pissa", "--model.adapter.rank", "4")
+    assert phases == ["before", "after"] * 2
+    assert not (tmp_path / "kept").exists()
