@@ -98,7 +98,7 @@ class Rule:
         self.before_step_by = before_step
         if self.needs_reference:
             self.reference = (
-                reference
+                reference.beside(self.parameters, self.reference_on)
                 if isinstance(reference, Reference)
                 else Reference.capture(self.parameters, reference, self.reference_on)
             )

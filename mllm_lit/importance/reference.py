@@ -76,6 +76,22 @@ class Reference(Mapping[str, Tensor]):
             kept = load_file(path)
         return cls(kept, identity)
 
+    def beside(self, parameters: Mapping[str, Tensor], on: str) -> Self:
+        """The same where ``on`` says, now that the parameters are on their device (a resumed run captures θ0 before).
+
+        Args:
+            parameters: The trainable tensors, by name.
+            on: See :meth:`capture`; a file stays as it is.
+        """
+        if on in ("device", "host"):
+            for name in self.keys() & parameters.keys():
+                mine = local(parameters[name])
+                if on == "device":
+                    self._tensors[name] = self._tensors[name].to(mine.device)
+                elif mine.device.type == "cuda" and not self._tensors[name].is_pinned():
+                    self._tensors[name] = self._tensors[name].pin_memory()
+        return self
+
 
 def fingerprint(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and every value, the same on any device, in any dtype and under any sharding.

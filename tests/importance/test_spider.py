@@ -436,3 +436,14 @@ def test_tie_width_is_the_fp32_rounding() -> None:
     scale = kernels.scales(sums, torch.tensor([2000.0], dtype=torch.float64), kernels.LOWEST, kernels.HIGHEST)[0]
     ours = (weight.abs() - scale[0]) * scale[1]
     assert (ours.double() - exact).abs().max() < TIE
+
+
+def test_theta0_captured_before_the_model_moved_follows_it() -> None:
+    """A resumed run captures θ0 on the CPU, before Lightning moves the model to its device ("meta" stands for one)."""
+    model = nn.Linear(3, 2)
+    theta0 = Reference.capture(dict(model.named_parameters()))
+    identity = theta0.identity
+    there = dict(nn.Linear(3, 2, device="meta").named_parameters())
+    assert theta0.beside(there, "host")["weight"].device.type == "cpu"
+    assert theta0.beside(there, "device")["weight"].device.type == "meta"
+    assert theta0.identity == identity
