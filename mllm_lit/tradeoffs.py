@@ -72,8 +72,8 @@ class Grid:
     Attributes:
         name: Of the folders with runs and results.
         words: For every run; a configuration among them.
-        rate: Words for every run, too, with ``{lr}`` for its learning rate in them.
-        choosing: Words for the runs that choose it; a method's own words come after all others.
+        rate: Words for every run, too, behind all others, with ``{lr}`` for its learning rate in them.
+        choosing: Words for the runs that choose it, ahead of a method's own words.
         choosing_seed: Of those runs.
         methods: By name.
         claims: What is held against the results.
@@ -182,7 +182,7 @@ class Study:
         version = f"{'choosing' if choosing else 'lr'}-{rate:g}-seed-{seed}"
         folder = self.runs / method.name / version
         if not (folder / "summary.json").is_file():
-            given = (*self.grid.words, *self.grid.rate, *(self.grid.choosing if choosing else ()), *method.words)
+            given = (*self.grid.words, *(self.grid.choosing if choosing else ()), *method.words, *self.grid.rate)
             words = [word.replace("{lr}", f"{rate:g}") for word in given] + ["--seed_everything", str(seed)]
             words += ["--output", str(self.runs), "--experiment", method.name, "--version", version]
             # Goes on with a cell that was cut off, and starts one that was not begun.

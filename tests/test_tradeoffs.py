@@ -104,6 +104,8 @@ def test_rates_are_chosen_on_validation(results: tuple[Study, Fake, list[dict[st
     assert len(choosing) == 3
     assert all(words[words.index("--seed_everything") + 1] == "7" for words in choosing)
     assert len(fits) - len(choosing) == 3
+    for words in fits:  # an adapter's file brings a rate of its own, so the grid's has to come after it
+        assert words.index("--model.adapter") < words.index("--model.adapter.lr")
     assert all(words[-2:] == ["--ckpt_path", "last"] for words in fits)  # goes on with what was cut off
 
 
