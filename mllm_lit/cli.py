@@ -82,6 +82,7 @@ class MLLMCLI(LightningCLI):
     """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+        refuse_replaced(sys.argv[1:] if args is None else args)
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         super().__init__(
             MLLMModule,
@@ -160,6 +161,22 @@ class MLLMCLI(LightningCLI):
         # A column each in TensorBoard's table: what one run differs from another in.
         dump.get("data", {}).get("init_args", {}).pop("sources", None)
         return {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
+
+
+def refuse_replaced(words: Sequence[str]) -> None:
+    """Stop where a setting is given ahead of a file that may bring another value for it, and would win in silence.
+
+    Raises:
+        MisconfigurationException: Naming both.
+    """
+    names = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+    for place, name in enumerate(names):
+        for later in names[place + 1 :]:
+            if name.startswith(f"{later}.") or (later == "config" and "." in name):
+                raise MisconfigurationException(
+                    f"--{name} stands before --{later}, whose values replace it: on the command line the later one "
+                    f"wins. Put --{name} behind --{later}."
+                )
 
 
 def experiment_name(configs: Sequence[Any] | None) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.conftest import REPOSITORY
 
@@ -162,6 +163,22 @@ def test_a_wrong_word_or_path_is_named(
     with pytest.raises((SystemExit, Exception)) as error:
         run(monkeypatch, "--config", str(config), *words)
     assert message in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.adapter.lr", "1", "--model.adapter", "a.yaml"], "--model.adapter.lr stands before --model.adapter,"),
+        (["--trainer.max_epochs=1", "--trainer=b.yaml"], "Put --trainer.max_epochs behind --trainer."),
+    ],
+)
+def test_a_setting_that_a_later_word_replaces_is_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    with pytest.raises(MisconfigurationException, match=re.escape(message)):
+        run(monkeypatch, "--config", str(config), *words)
+    with pytest.raises(MisconfigurationException, match="--model.adapter.lr stands before --config"):
+        run(monkeypatch, "--model.adapter.lr", "1", "--config", str(config))
 
 
 def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
