@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from mllm_lit.backbones import Backbone
+from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.callbacks import ImportanceCallback, TrainableCheckpoint
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
@@ -78,6 +79,7 @@ def fit(
     steps: int = -1,
     rule: str | None = None,
     keep: Path | None = None,
+    cache: bool = False,
 ) -> dict[str, Any]:
     """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
     os.environ["PL_GLOBAL_SEED"] = "42"
@@ -103,12 +105,16 @@ def fit(
     importance = None if rule is None else RULES[rule]()
     if importance is not None:
         importance.batch_size = importance.batch_size or 2  # else that of one rank, and so other first batches
-    model = MLLMModule(Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance)
+    kept = VisionCache() if cache else None
+    model = MLLMModule(
+        Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept
+    )
     sources = None if rule is None else Sources({"source": Source(ToySource(), data)})
     rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks, eval_batch_size=3)
     trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
     assert model.net is not None
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)
+    assert kept is None or 0 < kept.encoded < kept.looked_up, "some pictures are seen again"
     return {"losses": trace.losses, "before": forgetting.before, "after": forgetting.after}
 
 

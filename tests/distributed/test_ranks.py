@@ -26,6 +26,8 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
         found[adapter, "one"] = fit(**common, folder=out / f"{adapter}-one", adapter=adapter, score=score)
         for name in STRATEGIES:
             jobs.append({"folder": out / f"{adapter}-{name}", "adapter": adapter, "name": name, "score": score})
+    for name in STRATEGIES:
+        jobs.append({"folder": out / f"lora-{name}-cached", "adapter": "lora", "name": name, "score": True, "cache": True})
     for source, target in (("one", "ddp"), ("one", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")):
         resume = out / f"lora-{source}" / "checkpoints" / "step=8.ckpt"
         jobs.append({"folder": out / f"lora-{source}-{target}", "adapter": "lora", "name": target, "resume": resume})
@@ -55,6 +57,13 @@ def test_the_loss_trace_is_that_of_one_process(runs: Any, adapter: str, name: st
     assert many["tensors"].keys() == one["tensors"].keys()
     for key, tensor in one["tensors"].items():
         torch.testing.assert_close(many["tensors"][key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_cached_vision_features_change_nothing(runs: Any, name: str) -> None:
+    plain, cached = runs["lora", name], runs["lora", f"{name}-cached"]
+    assert cached["losses"] == plain["losses"]
+    assert cached["after"] == plain["after"]
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
