@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from tests.test_run import config, run
+from tests.test_run import CONFIGS, config, run
 
 __all__ = ["config"]  # the fixture
 
@@ -70,6 +70,7 @@ def test_kept_scores_serve_only_the_same_backbone_data_and_precision(
 
     assert measured()
     assert not measured("--model.adapter.rank", "2")  # the backbone is the same
+    assert not measured("--model.adapter", str(CONFIGS / "adapters" / "last_blocks.yaml"))
     assert not measured("--seed_everything", "7")  # all rows are scored, so their draw is the same
     assert measured("--trainer.precision", "bf16-mixed")
     assert measured("--trainer.precision", "bf16-mixed", "--model.backbone.dtype", "bfloat16")

@@ -88,11 +88,10 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def dtypes(module: MLLMModule) -> Iterator[str]:
     """Name and dtype of every tensor of the backbone; adapters turn those that they open to fp32."""
-    assert module.loaded is not None
+    assert module.net is not None
     layout = module.adapter.attached_layout()
-    for name, parameter in module.loaded.model.named_parameters():
-        if (bare := layout.base_name(name)) in module.adapter.bare_names:
-            yield f"{bare} {parameter.dtype}"
+    named = sorted((layout.base_name(name), str(parameter.dtype)) for name, parameter in module.net.named_parameters())
+    return (f"{name} {dtype}" for name, dtype in named if name in module.adapter.bare_names)
 
 
 def told(rows: Iterable[Sample]) -> Iterator[str]:

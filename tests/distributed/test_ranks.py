@@ -27,7 +27,8 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
         for name in STRATEGIES:
             jobs.append({"folder": out / f"{adapter}-{name}", "adapter": adapter, "name": name, "score": score})
     for name in STRATEGIES:
-        jobs.append({"folder": out / f"lora-{name}-cached", "adapter": "lora", "name": name, "score": True, "cache": True})
+        job = {"adapter": "lora", "name": name, "score": True, "cache": True}
+        jobs.append({**job, "folder": out / f"lora-{name}-cached"})
     for source, target in (("one", "ddp"), ("one", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp")):
         resume = out / f"lora-{source}" / "checkpoints" / "step=8.ckpt"
         jobs.append({"folder": out / f"lora-{source}-{target}", "adapter": "lora", "name": target, "resume": resume})
