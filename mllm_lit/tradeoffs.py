@@ -281,7 +281,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     zero += [statistics.fmean(start["sources"][name] for start in starts) for name in sources]
     lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | | | | | |")
     for row in sorted(summarise(results), key=lambda row: -row["scores"]["H"][0]):
-        cells = [f"{m:.1f}" if sd is None else f"{m:.1f} ± {sd:.1f}" for m, sd in row["scores"].values()]
+        scores = [row["scores"][name] for name in ("target", *sources, *TRADEOFF)]  # merges list sources differently
+        cells = [f"{m:.1f}" if sd is None else f"{m:.1f} ± {sd:.1f}" for m, sd in scores]
         head = [row["method"], str(row["seeds"]), f"{row['learning_rate']:g}"]
         lines.append("| " + " | ".join([*head, *cells, f"{row['seconds']:.0f}"]) + " |")
     return "\n".join(lines)

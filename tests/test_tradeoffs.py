@@ -169,6 +169,17 @@ def test_claims_are_counted_seed_by_seed(results: tuple[Study, Fake, list[dict[s
     assert verdicts(claims[:1], both).endswith("| +0.0 ± 1.4 | 1 of 2 | mixed |")
 
 
+def test_columns_hold_one_source_each() -> None:
+    rows = []
+    for method, names in {"a": ("captions", "vqa"), "b": ("vqa", "captions")}.items():
+        sources = {name: {"captions": 100.0, "vqa": 50.0}[name] for name in names}
+        cell = {"target": 40.0, "sources": sources, "tradeoff": trade(40, 75), "cost": {"train_seconds": 1.0}}
+        cell["before"] = {"target": 30.0, "sources": sources}
+        rows.append({"method": method, "learning_rate": {"chosen": 0.1}, "seeds": {"1": cell}})
+    first, second = (line.split("|")[4:8] for line in markdown(rows).splitlines()[3:])
+    assert first == second == [" 40.0 ", " 100.0 ", " 50.0 ", " 75.0 "]
+
+
 def test_statistics() -> None:
     assert mean_sd([3.0]) == (3.0, None)
     assert mean_sd([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
