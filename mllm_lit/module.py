@@ -208,6 +208,12 @@ class MLLMModule(L.LightningModule):
         """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
         nll, counts = self.answer_nll(batch)
         total = nll.sum()
+        if torch.is_grad_enabled() and not total.requires_grad:
+            # Nothing that trains has seen the batch: the connector alone trains, and no row has a picture.
+            # DDP waits for a gradient of some parameter on every rank.
+            alone = self.trainer.world_size == 1
+            idle = torch.zeros_like(total, requires_grad=True) if alone else sum(p.sum() for _, p in self.trainable())
+            total = total + 0.0 * idle
         sums = [total.detach().double(), counts.sum().double(), *replay_sums(nll, counts, batch.samples)]
         sums.append(torch.full_like(sums[0], len(batch.pictures)))
         self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
@@ -238,7 +244,7 @@ class MLLMModule(L.LightningModule):
                 "was changed by it and the last checkpoint is good. Lower the learning rate, clip gradients "
                 "(trainer.gradient_clip_val), or train in bf16-mixed instead of fp16."
             )
-        if not pictures and self._lockstep:
+        if not pictures and self.trainer.world_size > 1:
             # As in a single process: nothing has reached them, so the optimizer leaves them alone.
             for name, parameter in self.trainable():
                 if self._loaded.layout.role_of(name) != "llm":

@@ -199,6 +199,29 @@ def test_the_learning_rates_reach_the_optimizer(tiny_folder: Path, tmp_path: Pat
     assert trained == {id(p) for _, p in model.trainable()}
 
 
+def test_a_batch_without_pictures_leaves_a_connector_that_trains_alone_as_it_is(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    class Moved(L.Callback):
+        def __init__(self) -> None:
+            self.rows: list[tuple[bool, bool]] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+            self.then = weights(module)
+
+        def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *args: Any) -> None:
+            now = weights(module)
+            moved = any(not torch.equal(now[name], tensor) for name, tensor in self.then.items())
+            self.rows.append((bool(batch.samples[0].images), moved))
+
+    moved = Moved()
+    model = module(tiny_folder, Full(blocks=0, connector_lr=1e-2), warmup=0.0)
+    trainer(tmp_path, callbacks=[moved], gradient_clip_val=1.0).fit(model, datamodule=data(tmp_path, batch_size=1))
+    assert len(moved.rows) == 22
+    assert (False, False) in moved.rows
+    assert all(pictured == changed for pictured, changed in moved.rows[:-1])  # the last step's rate is 0
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
 def test_the_backbone_is_loaded_for_the_precision_where_cuda_has_bf16(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype

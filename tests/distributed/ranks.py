@@ -30,6 +30,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "lora": lambda: LoRA(rank=4, alpha=8, dropout=0.0, lr=1e-2, connector_lr=1e-3),
     "bottleneck": lambda: Bottleneck(size=8, dropout=0.0, lr=5e-2, connector_lr=1e-2),
     "full": lambda: Full(lr=1e-3, connector_lr=1e-3),
+    "connector": lambda: Full(blocks=0, connector_lr=3e-2),
 }
 RULES: dict[str, Callable[[], Rule]] = {
     "spider": Spider,

@@ -53,7 +53,7 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
 def test_the_loss_trace_is_that_of_one_process(runs: Any, adapter: str, name: str) -> None:
     one, many = runs[adapter, "one"], runs[adapter, name]
     assert len(one["losses"]) == 11
-    assert max(one["losses"]) - min(one["losses"]) > 0.1, "it learns"
+    assert max(one["losses"]) - min(one["losses"]) > 0.05, "it learns"
     torch.testing.assert_close(many["losses"], one["losses"], rtol=0, atol=1e-5)
     assert many["tensors"].keys() == one["tensors"].keys()
     for key, tensor in one["tensors"].items():
