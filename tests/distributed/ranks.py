@@ -23,7 +23,7 @@ from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculp
 from mllm_lit.module import MLLMModule
 from mllm_lit.strategies import FSDP2Strategy
 from tests.checkpoints.process import SERVER
-from tests.toy import Toy, ToySource
+from tests.toy import ROWS, Toy, ToySource
 
 RANKS = 2
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
@@ -117,6 +117,14 @@ def fit(
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)
     assert kept is None or 0 < kept.encoded < kept.looked_up, "some pictures are seen again"
     return {"losses": trace.losses, "before": forgetting.before, "after": forgetting.after}
+
+
+def drawn(folder: Path) -> Path:
+    """A folder with all pictures: ranks that draw one at the same time may read half of it."""
+    folder.mkdir()
+    for split in ROWS:
+        Toy().rows(folder, split)
+    return folder
 
 
 def rank(index: int, port: int, out: Path, jobs: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.ranks import ADAPTERS, fit, together
+from tests.distributed.ranks import ADAPTERS, drawn, fit, together
 
 STRATEGIES = ("ddp", "fsdp2")
 
@@ -97,8 +97,7 @@ def test_a_checkpoint_moves_between_strategies(runs: Any, way: str) -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_kept_scores_reach_every_rank(tiny_folder: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "data").mkdir()
-    job = {"backbone": tiny_folder, "data": tmp_path / "data", "adapter": "lora", "name": name, "steps": 1}
+    job = {"backbone": tiny_folder, "data": drawn(tmp_path / "data"), "adapter": "lora", "name": name, "steps": 1}
     job |= {"keep": tmp_path / "kept", "score": True}
     (first,) = together(tmp_path, [{**job, "folder": tmp_path / "first"}])
     (place,) = (tmp_path / "kept").iterdir()

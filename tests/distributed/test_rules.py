@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.ranks import RULES, fit, together
+from tests.distributed.ranks import RULES, drawn, fit, together
 
 REFUSED = {
     ("gradient_topk_row", "fsdp2"): "is one row split over ranks; use scope: tensor",
@@ -58,7 +58,6 @@ def test_the_rule_matters(runs: Any, rule: str) -> None:
 
 @pytest.mark.parametrize(("rule", "name"), REFUSED)
 def test_what_cannot_be_sharded_is_refused(tiny_folder: Path, tmp_path: Path, rule: str, name: str) -> None:
-    (tmp_path / "data").mkdir()
-    job = {"backbone": tiny_folder, "data": tmp_path / "data", "folder": tmp_path, "adapter": adapter_of(rule)}
+    job = {"backbone": tiny_folder, "data": drawn(tmp_path / "data"), "folder": tmp_path, "adapter": adapter_of(rule)}
     with pytest.raises(AssertionError, match=REFUSED[rule, name]):
         together(tmp_path, [{**job, "name": name, "rule": rule, "steps": 2}], limit=60)
