@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from mllm_lit.metrics import tradeoff
+
 TRADEOFF = ("A_S", "A_T", "H", "O")
 
 
@@ -279,7 +281,8 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     zero = [statistics.fmean(start["target"] for start in starts)]
     zero += [statistics.fmean(start["sources"][name] for start in starts) for name in sources]
-    lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | | | | | |")
+    zero += [value for key, value in tradeoff(zero[0], zero[1:]).items() if key in TRADEOFF]
+    lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | |")
     for row in sorted(summarise(results), key=lambda row: -row["scores"]["H"][0]):
         scores = [row["scores"][name] for name in ("target", *sources, *TRADEOFF)]  # merges list sources differently
         cells = [f"{m:.1f}" if sd is None else f"{m:.1f} ± {sd:.1f}" for m, sd in scores]
