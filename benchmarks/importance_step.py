@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm_lit.importance import Spider
+from mllm_lit.summary import commit
 
 Step = Callable[[], None]
 SEED = 0
@@ -268,9 +269,7 @@ def main() -> None:
     whole_step = overhead(4, args.tokens, args.repeats) if args.device == "cpu" else None
     print(json.dumps(whole_step), flush=True)
     result = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip(),
+        "commit": commit(),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "device": torch.cuda.get_device_name() if args.device == "cuda" else cpu_name(),
         "threads": args.threads,
