@@ -136,8 +136,12 @@ def blend(
 ) -> None:
     """``θ ← (1 − M)·θ0 + M·θ`` in place; exact at M = 0 and M = 1."""
     before = reference.to(torch.float32) if work is None else work[3].copy_(reference)
-    mask = final_mask(before, total, weights, gradients, factor, hard, work)
+    apply_mask(weight, before, final_mask(before, total, weights, gradients, factor, hard, work))
+
+
+def apply_mask(weight: Tensor, reference: Tensor, mask: Tensor) -> None:
+    """The same with a mask that is known, of an fp32 θ0."""
     if weight.dtype == torch.float32:
-        torch.lerp(before, weight, mask, out=weight)
+        torch.lerp(reference, weight, mask, out=weight)
     else:
-        weight.copy_(torch.lerp(before, weight.to(torch.float32), mask))
+        weight.copy_(torch.lerp(reference, weight.to(torch.float32), mask))

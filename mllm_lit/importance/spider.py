@@ -1,6 +1,6 @@
 """SPIDER (Huang et al., ICML 2025, arXiv 2411.10928): keep the updates of entries that matter more now than before."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,9 @@ from mllm_lit.importance import kernels
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.sharding import CHUNK, chunks, local
+
+KEPT = 1 << 20
+"""On a CPU, entries of a tensor whose mask is kept from the pass that sums it to the pass that applies it."""
 
 
 class Spider(Rule):
@@ -87,6 +90,7 @@ class Spider(Rule):
         self.buffers["gradients"] = self.like_parameters(self.dtype)
         self.generator = generator(self.seed, "spider", self.device)
         self._moments: Tensor | None = None
+        self._kept: Tensor | None = None
         self._tables: tuple[Tensor, Tensor] | None = None
         sums = torch.stack([self._sum(kernels.moments, self._theta0(name)) for name in self.parameters])
         neutral = self.importance == "gradients"
@@ -148,16 +152,49 @@ class Spider(Rule):
 
     def _apply(self) -> None:
         """Pass C: the blend."""
-        scales, factors = self._tables = self._tables or self._table()
+        small = self._small() if self._tables is None else ()
+        scales, factors = self._tables = self._tables or self._table(small)
         for name, parameter in self.parameters.items():
             row = self.rows[name]
+            if name in small:
+                factors[row] = self._sum_and_apply(name, self.weight_scales[row], scales[row])
+                continue
             for weight, base, total in chunks(local(parameter), self._theta0(name), self._total(name)):
                 base = base.to(self.device, non_blocking=True)
                 args = (weight, base, total, self.weight_scales[row], scales[row], factors[row])
                 self._blend(*args, self.mask_form == "hard", self._work(total))
 
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Pass B. Scales of G (P, 2), and 1 / mean of the non-zero entries of each raw mask (P,)."""
+    def _small(self) -> Collection[str]:
+        """Tensors for which passes B and C are one: whole on this process, and small enough to keep a mask."""
+        if self.compile or self.device.type != "cpu" or self.sum_shards.groups or self.mask_form != "soft":
+            return ()
+        shapes = {name: self._total(name).shape for name in self.parameters}
+        return {name for name, s in shapes.items() if s.numel() <= KEPT and s[1:].numel() <= CHUNK["cpu"]}
+
+    def _sum_and_apply(self, name: str, weights: Tensor, gradients: Tensor) -> Tensor:
+        """Passes B and C of a small tensor, whose raw mask is computed once; returns its factor."""
+        if self._kept is None:
+            self._kept = torch.empty(KEPT)
+        base, total = self._theta0(name), self._total(name)
+        masks = self._kept[: total.numel()].view(total.shape)
+        sums = torch.zeros(2, dtype=torch.float64)
+        for before, part, mask in chunks(base, total, masks):
+            work = self._work(part)
+            assert work is not None
+            work = (work[0], mask, work[2], work[3])  # where the raw mask is left
+            sums += kernels.mask_sums(before, part, weights, gradients, work)
+        factor = _factors(*sums)
+        for weight, before, mask in chunks(local(self.parameters[name]), base, masks):
+            work = self._work(mask)
+            assert work is not None
+            kernels.apply_mask(weight, work[3].copy_(before), mask.mul_(factor).clamp_max_(1.0))
+        return factor
+
+    def _table(self, leave_out: Collection[str] = ()) -> tuple[Tensor, Tensor]:
+        """Pass B. Scales of G (P, 2), and 1 / mean of the non-zero entries of each raw mask (P,).
+
+        The factors of tensors in ``leave_out`` are 1.
+        """
         sums = self._moments
         if sums is None:
             sums = torch.stack([self._sum(kernels.moments, self._total(name)) for name in self.parameters])
@@ -168,10 +205,12 @@ class Spider(Rule):
         rows = []
         for name, row in self.rows.items():
             args = self.weight_scales[row], scales[row]
-            rows.append(self._sum(self._mask_sums, self._theta0(name), self._total(name), extra=args))
-        total, count = self.sum_shards(torch.stack(rows)).unbind(1)
-        # Where no entry is selected the mask is 0 whatever the factor.
-        return scales, torch.where(count == 0, 1.0, count / total).float()
+            rows.append(
+                torch.zeros(2, dtype=torch.float64)
+                if name in leave_out
+                else self._sum(self._mask_sums, self._theta0(name), self._total(name), extra=args)
+            )
+        return scales, _factors(*self.sum_shards(torch.stack(rows)).unbind(1))
 
     def _scales(self, sums: Tensor, zero: tuple[float, float], flat: tuple[float, float], neutral: bool) -> Tensor:
         scales = kernels.scales(self.sum_shards(sums), self.counts, zero, flat)
@@ -204,6 +243,11 @@ class Spider(Rule):
 
     def _total(self, name: str) -> Tensor:
         return local(self.buffers["gradients"][name])
+
+
+def _factors(total: Tensor, count: Tensor) -> Tensor:
+    """1 / mean of the non-zero entries. Where none is selected the mask is 0 whatever the factor."""
+    return torch.where(count == 0, 1.0, count / total).float()
 
 
 def _compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mllm_lit.importance import Reference, RuleError, Spider, kernels
+from mllm_lit.importance import Reference, RuleError, Spider, kernels, sharding, spider
 from tests.importance.oracle import TIE, Step, spider_step
 
 SHAPES = {"matrix": (24, 17), "norm": (40,), "bias": (9,), "scalar": (), "conv": (4, 3, 5)}
@@ -343,6 +343,20 @@ def test_a_step_never_waits_for_the_device(options: dict) -> None:
     with Operators() as operators:
         float(model.matrix.detach().sum())
     assert "_local_scalar_dense" in operators.names  # what is looked for would be seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_large_tensors_get_the_weights_of_small_ones(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that is kept between two passes, whole or in several chunks, is the one that is computed twice."""
+    monkeypatch.setitem(sharding.CHUNK, "cpu", 64)
+    kept, twice = Bag(dtype=dtype), Bag(dtype=dtype)
+    rule, other = Spider(), Spider()
+    run(kept, rule, 5)
+    monkeypatch.setattr(spider, "KEPT", 0)
+    run(twice, other, 5)
+    for name, p in kept.named_parameters():
+        assert torch.equal(p, twice.get_parameter(name)), name
+        assert torch.equal(rule.mask(name), other.mask(name)), name
 
 
 def test_compiled_passes_equal_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
