@@ -87,7 +87,7 @@ MAKERS: dict[str, Callable[[dict[str, nn.Parameter]], Step]] = {
     "spider": spider,
     "spider_host": lambda named: spider(named, reference_on="host"),
     "spider_bf16": lambda named: spider(named, accumulator="bfloat16"),
-    "spider_compiled": lambda named: spider(named, compile=True),
+    "spider_eager": lambda named: spider(named, compile=False),
 }
 
 
@@ -246,7 +246,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--variants", nargs="+", choices=list(MAKERS), help="default: all, on a CPU without the compiled"
+        "--variants",
+        nargs="+",
+        choices=list(MAKERS),
+        help="default: all, on a CPU without the eager one, which is `spider`",
     )
     parser.add_argument("--memory", choices=list(MAKERS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "importance_step.json")
@@ -257,7 +260,7 @@ def main() -> None:
         report(json.loads(args.out.read_text(encoding="utf-8")), args.page)
         return
     torch.set_num_threads(args.threads)
-    args.variants = args.variants or [n for n in MAKERS if args.device == "cuda" or n != "spider_compiled"]
+    args.variants = args.variants or [n for n in MAKERS if args.device == "cuda" or n != "spider_eager"]
     load = os.getloadavg()
     if args.memory:
         print(measure_memory(args.memory, args.blocks[0], args.scales[0], args.device))

@@ -27,14 +27,18 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views over the same rows of equally shaped tensors, about one chunk of entries each; none if they are empty."""
+    """Views over the same entries of equally shaped tensors, about one chunk each; none if they are empty.
+
+    Contiguous tensors come flat: whatever the shapes of a model, compiled code sees vectors. Others come by rows.
+    """
     first = tensors[0]
     if first.numel() == 0:
         return iter(())
-    if first.ndim == 0:
-        return iter([tuple(tensor.unsqueeze(0) for tensor in tensors)])
-    limit = CHUNK.get(first.device.type, DEFAULT_CHUNK)
-    rows = max(1, limit * len(first) // first.numel())
+    limit = rows = CHUNK.get(first.device.type, DEFAULT_CHUNK)
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1) for tensor in tensors)
+    else:
+        rows = max(1, limit * len(first) // first.numel())
     return zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
 
 

@@ -14,6 +14,9 @@ from mllm_lit.importance.sharding import CHUNK, chunks, local
 KEPT = 1 << 20
 """On a CPU, entries of a tensor whose mask is kept from the pass that sums it to the pass that applies it."""
 
+Rows = list[Tensor]
+"""One small tensor for each parameter."""
+
 
 class Spider(Rule):
     """After every optimizer step, blend each weight with θ0 by its relative importance.
@@ -40,7 +43,8 @@ class Spider(Rule):
         decay: Factor on G before each sum; 1 is the plain sum.
         accumulator: dtype of G. ``bfloat16`` halves its memory by stochastic rounding: an approximation.
         seed: Of that rounding; ``None`` takes the run's seed.
-        compile: Fuse each pass with ``torch.compile``: for GPUs. On a CPU the chunked passes are as fast.
+        compile: Fuse each pass with ``torch.compile``. ``None`` does so on CUDA; on a CPU the chunked passes are as
+            fast, and elsewhere eager ones are the safe choice.
         reference_on: ``device``, ``host``, or a file to map; see :class:`Rule`.
     """
 
@@ -56,7 +60,7 @@ class Spider(Rule):
         decay: float = 1.0,
         accumulator: Literal["float32", "bfloat16"] = "float32",
         seed: int | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
         reference_on: str = "device",
     ) -> None:
         super().__init__(reference_on)
@@ -72,10 +76,6 @@ class Spider(Rule):
         self.seed = seed
         self.compile = compile
         self._work_by_shape: dict[torch.Size, kernels.Work] = {}
-        self._accumulate = _compiled(kernels.accumulate, compile)
-        self._accumulate_rounded = _compiled(kernels.accumulate_rounded, compile)
-        self._mask_sums = _compiled(kernels.mask_sums, compile)
-        self._blend = _compiled(kernels.blend, compile)
 
     def start(self) -> None:
         if self.unclipped and self.before_step_by == "hook":
@@ -85,13 +85,20 @@ class Spider(Rule):
             )
         self.rows = {name: row for row, name in enumerate(self.parameters)}
         self.device = local(next(iter(self.parameters.values()))).device
+        self.fused = self.device.type == "cuda" if self.compile is None else self.compile
+        if self.fused:
+            _check_compiler(self.device)
+        self._accumulate = _compiled(kernels.accumulate, self.fused)
+        self._accumulate_rounded = _compiled(kernels.accumulate_rounded, self.fused)
+        self._mask_sums = _compiled(kernels.mask_sums, self.fused)
+        self._blend = _compiled(kernels.blend, self.fused)
         counts = [parameter.numel() for parameter in self.parameters.values()]
         self.counts = torch.tensor(counts, dtype=torch.float64, device=self.device)
         self.buffers["gradients"] = self.like_parameters(self.dtype)
         self.generator = generator(self.seed, "spider", self.device)
         self._moments: Tensor | None = None
         self._kept: Tensor | None = None
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self._tables: tuple[Rows, Rows] | None = None
         sums = torch.stack([self._sum(kernels.moments, self._theta0(name)) for name in self.parameters])
         neutral = self.importance == "gradients"
         self.weight_scales = self._scales(sums, kernels.LOWEST, kernels.HIGHEST, neutral)
@@ -166,7 +173,7 @@ class Spider(Rule):
 
     def _small(self) -> Collection[str]:
         """Tensors for which passes B and C are one: whole on this process, and small enough to keep a mask."""
-        if self.compile or self.device.type != "cpu" or self.sum_shards.groups or self.mask_form != "soft":
+        if self.fused or self.device.type != "cpu" or self.sum_shards.groups or self.mask_form != "soft":
             return ()
         shapes = {name: self._total(name).shape for name in self.parameters}
         return {name for name, s in shapes.items() if s.numel() <= KEPT and s[1:].numel() <= CHUNK["cpu"]}
@@ -190,8 +197,8 @@ class Spider(Rule):
             kernels.apply_mask(weight, work[3].copy_(before), mask.mul_(factor).clamp_max_(1.0))
         return factor
 
-    def _table(self, leave_out: Collection[str] = ()) -> tuple[Tensor, Tensor]:
-        """Pass B. Scales of G (P, 2), and 1 / mean of the non-zero entries of each raw mask (P,).
+    def _table(self, leave_out: Collection[str] = ()) -> tuple[Rows, Rows]:
+        """Pass B. For each tensor the scales of G (2,), and 1 / mean of the non-zero entries of its raw mask.
 
         The factors of tensors in ``leave_out`` are 1.
         """
@@ -201,7 +208,7 @@ class Spider(Rule):
         scales = self._scales(sums, kernels.LOWEST, kernels.LOWEST, self.importance == "weights")
         self._moments = None
         if self.mask_form != "soft":
-            return scales, torch.ones(len(scales), device=self.device)
+            return scales, _rows(torch.ones(len(scales), device=self.device))
         rows = []
         for name, row in self.rows.items():
             args = self.weight_scales[row], scales[row]
@@ -210,13 +217,13 @@ class Spider(Rule):
                 if name in leave_out
                 else self._sum(self._mask_sums, self._theta0(name), self._total(name), extra=args)
             )
-        return scales, _factors(*self.sum_shards(torch.stack(rows)).unbind(1))
+        return scales, _rows(_factors(*self.sum_shards(torch.stack(rows)).unbind(1)))
 
-    def _scales(self, sums: Tensor, zero: tuple[float, float], flat: tuple[float, float], neutral: bool) -> Tensor:
+    def _scales(self, sums: Tensor, zero: tuple[float, float], flat: tuple[float, float], neutral: bool) -> Rows:
         scales = kernels.scales(self.sum_shards(sums), self.counts, zero, flat)
-        if not neutral:
-            return scales
-        return torch.where(torch.isfinite(scales).all(dim=1, keepdim=True), kernels.NEUTRAL, scales)
+        if neutral:
+            scales = torch.where(torch.isfinite(scales).all(dim=1, keepdim=True), kernels.NEUTRAL, scales)
+        return _rows(scales)
 
     def _sum(self, function: Callable[..., Tensor], *tensors: Tensor, extra: tuple[Tensor, ...] = ()) -> Tensor:
         """Of ``function`` over the chunks of ``tensors``: fp64 (2,)."""
@@ -228,7 +235,7 @@ class Spider(Rule):
 
     def _work(self, part: Tensor) -> kernels.Work | None:
         """Memory for the kernels, one set for all chunks; only where they run eagerly on a CPU."""
-        if self.compile or self.device.type != "cpu" or part.numel() > CHUNK["cpu"]:
+        if self.fused or self.device.type != "cpu" or part.numel() > CHUNK["cpu"]:
             return None
         if part.shape not in self._work_by_shape:
             if not self._work_by_shape:
@@ -245,10 +252,30 @@ class Spider(Rule):
         return local(self.buffers["gradients"][name])
 
 
+def _rows(table: Tensor) -> Rows:
+    """Each in memory of its own: the offset of a view would be compiled in."""
+    return [row.clone() for row in table]
+
+
 def _factors(total: Tensor, count: Tensor) -> Tensor:
     """1 / mean of the non-zero entries. Where none is selected the mask is 0 whatever the factor."""
     return torch.where(count == 0, 1.0, count / total).float()
 
 
+def _check_compiler(device: torch.device) -> None:
+    """Raises :class:`RuleError` where ``torch.compile`` finds no working tools, before the first step needs them."""
+    try:
+        torch.compile(lambda values: values + 1)(torch.zeros(2, device=device))
+    except Exception as error:
+        raise RuleError(
+            f"SPIDER's passes are compiled on {device}, and torch.compile failed there: {error} Install what it asks "
+            "for (a C compiler; Triton on CUDA), or set importance.init_args.compile to false: slower, same weights."
+        ) from error
+
+
 def _compiled(function: Callable[..., Any], wanted: bool) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True, dynamic=True) if wanted else function
+    """One graph for all sizes. Tensors are passed without the base that they view, whose shape would be compiled in."""
+    if not wanted:
+        return function
+    compiled = torch.compile(function, dynamic=True)
+    return lambda *args: compiled(*(arg.data if isinstance(arg, Tensor) else arg for arg in args))

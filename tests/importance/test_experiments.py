@@ -37,13 +37,13 @@ def test_scienceqa_spider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_flickr30k_spider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_folder: Path) -> None:
-    """On releases of a few rows and the tiny model; ``compile`` is for GPUs, and bf16 slow on a CPU."""
+    """On releases of a few rows and the tiny model; bf16 is slow on a CPU."""
     sets = ("flickr30k", "okvqa", "ocrvqa", "gqa", "textvqa")
     for name in sets:
         getattr(releases, name)(tmp_path / "data" / name)
     monkeypatch.chdir(tmp_path)
     words = ["--model.backbone.path", str(tiny_folder), "--model.backbone.aspect", "null"]
-    words += ["--data.val_split", "test", "--trainer.precision", "32-true", "--model.importance.compile", "false"]
+    words += ["--data.val_split", "test", "--trainer.precision", "32-true"]
     summary = run(monkeypatch, tmp_path, "flickr30k_spider", *words)
     assert summary["target"]["metric"] == "cider"
     assert set(summary["sources"]) == set(sets[1:])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mllm_lit.importance import Reference, RuleError, Spider, kernels, sharding, spider
@@ -360,13 +361,28 @@ def test_large_tensors_get_the_weights_of_small_ones(dtype: torch.dtype, monkeyp
 
 
 def test_compiled_passes_equal_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each pass is one graph without a break; traced, but run without generating code, for speed."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    """Each pass is one graph without a break, and one for single entries; no code is generated, for speed."""
+    graphs = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=graphs, fullgraph=True))
     eager, compiled = Bag(), Bag()
     run(eager, Spider(), 4)
     run(compiled, Spider(compile=True), 4)
     for name, p in eager.named_parameters():
         torch.testing.assert_close(compiled.get_parameter(name), p, rtol=1e-6, atol=1e-7)
+    computing = [graph for graph in graphs.graphs if len(graph.graph.nodes) > 0]
+    assert len(computing) == 1 + 3 * 2  # the trial of the compiler; three passes
+
+
+def test_refuses_to_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*args: object, **options: object) -> None:
+        raise RuntimeError("Cannot find a working triton installation.")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    run(Bag(), Spider(), 1)  # on a CPU nothing is compiled unless asked for
+    with pytest.raises(
+        RuleError, match=r"(?s)torch.compile failed there: Cannot find a working triton.*compile to false"
+    ):
+        run(Bag(), Spider(compile=True), 1)
 
 
 def test_statistics() -> None:
