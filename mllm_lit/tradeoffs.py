@@ -273,14 +273,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """The table of a study; the first row is the model before training."""
-    # Each seed scores its own sample of the sources, so the model before training has a mean, too.
-    most = max(results, key=lambda result: len(result["seeds"]))
-    starts = [cell["before"] for cell in most["seeds"].values()]
-    sources = list(starts[0]["sources"])
+    target, before = _untrained(results)
+    sources = list(before)
     heads = ["method", "seeds", "lr", "target", *sources, "A^S", "A^T", "H", "O", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    zero = [statistics.fmean(start["target"] for start in starts)]
-    zero += [statistics.fmean(start["sources"][name] for start in starts) for name in sources]
+    zero = [target, *before.values()]
     zero += [value for key, value in tradeoff(zero[0], zero[1:]).items() if key in TRADEOFF]
     lines.append("| before training | | | " + " | ".join(f"{v:.1f}" for v in zero) + " | |")
     for row in sorted(summarise(results), key=lambda row: -row["scores"]["H"][0]):
@@ -350,8 +347,8 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = {row["method"]: row["scores"] for row in summarise(results)}
     places = {name: (scores["A_S"][0], scores["A_T"][0]) for name, scores in rows.items()}
     front = sorted(pareto(places), key=lambda name: places[name])
-    first = next(iter(results[0]["seeds"].values()))["before"]
-    start = (statistics.fmean(first["sources"].values()), first["target"], "before")
+    target, sources = _untrained(results)
+    start = (statistics.fmean(sources.values()), target, "before")
     plot = {
         "Pareto front": Series([(*places[name], name) for name in front]),
         "other methods": Series([(*at, name) for name, at in places.items() if name not in front], joined=False),
@@ -368,6 +365,14 @@ def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             ]
             swept[f"{result['method']}, swept"] = Series([(x, y, "") for x, y in line])
     return swept | plot  # points of methods over the lines
+
+
+def _untrained(results: Sequence[Mapping[str, Any]]) -> tuple[float, dict[str, float]]:
+    """Target and sources before training: a mean, since each seed scores its own sample of the sources."""
+    most = max(results, key=lambda result: len(result["seeds"]))
+    starts = [cell["before"] for cell in most["seeds"].values()]
+    sources = {name: statistics.fmean(start["sources"][name] for start in starts) for name in starts[0]["sources"]}
+    return statistics.fmean(start["target"] for start in starts), sources
 
 
 def _at(points: Sequence[Mapping[str, Any]], label: str) -> Mapping[str, float]:

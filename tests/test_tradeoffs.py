@@ -134,6 +134,8 @@ def test_table_plot_and_page(results: tuple[Study, Fake, list[dict[str, Any]]], 
     plot = series(rows)
     assert [label for _, _, label in plot["Pareto front"].points] == ["full", "wise_ft"]
     assert len(plot["wise_ft, swept"].points) == 11
+    (x, y, _), (a, b, _) = plot["before training"].points[0], plot["wise_ft, swept"].points[0]
+    assert (x, y) == (a, b)  # at alpha 0 a merge is the model before training
     folder, page = tmp_path / "out", tmp_path / "page.md"
     folder.mkdir()
     page.write_text("above\n<!-- toy: begin -->\nold\n<!-- toy: end -->\nbelow\n")

@@ -100,6 +100,8 @@ def scatter(title: str, x: str, y: str, series: Mapping[str, Series], size: tupl
     draw.text((box[0], 10), title, font=font, fill=INK)
     draw.text(((box[0] + box[2]) / 2, height - 18), x, font=font, fill=INK, anchor="mm")
     _write_upright(canvas, (8, (box[1] + box[3]) // 2), y, font)
+    taken: list[tuple[float, float, float, float]] = []
+    labels = []
     for i, (name, one) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
         places = [place(a, b) for a, b, _ in one.points]
@@ -107,12 +109,25 @@ def scatter(title: str, x: str, y: str, series: Mapping[str, Series], size: tupl
             draw.line(places, fill=colour, width=2)
         for (a, b), (_, _, label) in zip(places, one.points, strict=True):
             draw.ellipse((a - 4, b - 4, a + 4, b + 4), fill=colour)
-            draw.text((a + 6, b - 6), label, font=small, fill=colour, anchor="lb")
+            taken.append((a - 4, b - 4, a + 4, b + 4))
+            labels.append((a, b, label, colour))
         if name:
             level = box[1] + 8 + 20 * i
             draw.ellipse((box[2] + 14, level - 4, box[2] + 22, level + 4), fill=colour)
             draw.text((box[2] + 28, level), name, font=small, fill=INK, anchor="lm")
+    corners = [((6, -6), "lb"), ((6, 6), "lt"), ((-6, -6), "rb"), ((-6, 6), "rt")]
+    for a, b, label, colour in labels:
+        if label:  # at the first corner of its point where it covers nothing, or else at the first
+            spots = [((a + dx, b + dy), anchor) for (dx, dy), anchor in corners]
+            boxes = [draw.textbbox(at, label, font=small, anchor=anchor) for at, anchor in spots]
+            best = next((n for n, one in enumerate(boxes) if not any(_overlap(one, other) for other in taken)), 0)
+            taken.append(boxes[best])
+            draw.text(spots[best][0], label, font=small, fill=colour, anchor=spots[best][1])
     return np.asarray(canvas)
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def ticks(values: Sequence[float]) -> list[float]:

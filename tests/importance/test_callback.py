@@ -274,3 +274,11 @@ def test_pictures_show_what_they_are_given() -> None:
     # The line runs from the lower left corner of the axes to the upper right one.
     assert inside[:, 0].max() >= 500 > 60 >= inside[:, 0].min()
     assert inside[:, 1].min() <= 70
+
+
+def test_labels_of_close_points_do_not_cover_each_other() -> None:
+    def blue(second: str) -> int:
+        close = {"": Series([(50.0, 50.0, "first"), (0.0, 0.0, "")], joined=False), " ": Series([(50.4, 50.0, second)])}
+        return int((scatter("title", "x", "y", close)[:, :690] == (0x1F, 0x77, 0xB4)).all(-1).sum())
+
+    assert blue("second") == blue("")
