@@ -32,7 +32,7 @@ def test_the_readme_states_the_measured_tradeoffs() -> None:
         found: dict[str, tuple[float, float]] = row["scores"]
         return found
 
-    for name in ("full", "lora", "spider", "magnitude_mask", "dowser", "wise_ft", "dare"):
+    for name in ("ewc", "full", "lora", "spider", "magnitude_mask", "dowser", "wise_ft", "dare"):
         found = scores("scienceqa", name)
         columns = ("target", "captions", "vqa", "gqa", "A_S", "A_T", "H", "O")
         cells = ["{:.1f} ± {:.1f}".format(*found[column]) for column in columns]

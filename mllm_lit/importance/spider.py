@@ -86,6 +86,9 @@ class Spider(Rule):
         self.rows = {name: row for row, name in enumerate(self.parameters)}
         self.device = local(next(iter(self.parameters.values()))).device
         self.fused = self.device.type == "cuda" if self.compile is None else self.compile
+        self.cached = (
+            not self.fused and self.device.type == "cpu"
+        )  # chunks are computed in memory that stays in a cache
         if self.fused:
             _check_compiler(self.device)
         self._accumulate = _compiled(kernels.accumulate, self.fused)
@@ -173,7 +176,7 @@ class Spider(Rule):
 
     def _small(self) -> Collection[str]:
         """Tensors for which passes B and C are one: whole on this process, and small enough to keep a mask."""
-        if self.fused or self.device.type != "cpu" or self.sum_shards.groups or self.mask_form != "soft":
+        if not self.cached or self.sum_shards.groups or self.mask_form != "soft":
             return ()
         shapes = {name: self._total(name).shape for name in self.parameters}
         return {name for name, s in shapes.items() if s.numel() <= KEPT and s[1:].numel() <= CHUNK["cpu"]}
@@ -235,7 +238,7 @@ class Spider(Rule):
 
     def _work(self, part: Tensor) -> kernels.Work | None:
         """Memory for the kernels, one set for all chunks; only where they run eagerly on a CPU."""
-        if self.fused or self.device.type != "cpu" or part.numel() > CHUNK["cpu"]:
+        if not self.cached or part.numel() > CHUNK["cpu"]:
             return None
         if part.shape not in self._work_by_shape:
             if not self._work_by_shape:

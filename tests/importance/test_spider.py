@@ -63,6 +63,13 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(params=[spider.KEPT, 0], ids=["mask-kept", "three-passes"])
+def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Bag's tensors handled as small ones on a CPU, and as large ones there and all of them on a GPU."""
+    monkeypatch.setattr(spider, "KEPT", request.param)
+
+
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_trajectory_equals_the_published_rule(options: dict, dtype: torch.dtype) -> None:
@@ -165,6 +172,7 @@ EDGES: dict[str, tuple[Tensor, Tensor | None, bool]] = {
 }
 
 
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize(("weight", "grad", "moves"), EDGES.values(), ids=EDGES.keys())
 def test_tensors_without_a_rank(weight: Tensor, grad: Tensor | None, moves: bool) -> None:
     after, mask = _one_step(weight, grad)
@@ -177,6 +185,7 @@ def test_tensors_without_a_rank(weight: Tensor, grad: Tensor | None, moves: bool
         assert not mask.any()
 
 
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("mask", ["soft", "raw", "hard"])
 def test_a_gradient_that_is_not_finite_shows(bad: float, mask: str) -> None:
@@ -186,6 +195,7 @@ def test_a_gradient_that_is_not_finite_shows(bad: float, mask: str) -> None:
     assert after.isnan().all()
 
 
+@pytest.mark.usefixtures("passes")
 def test_saturated_ranks() -> None:
     """z-scores above 17 all have rank 1 in fp32; which of the two is larger is still seen."""
     generator = torch.Generator().manual_seed(0)
@@ -330,6 +340,7 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("passes")
 @pytest.mark.parametrize("options", [{}, {"accumulator": "bfloat16"}, {"mask": "hard"}, {"reference_on": "host"}])
 def test_a_step_never_waits_for_the_device(options: dict) -> None:
     """No value is read back and no shape depends on one: what on a GPU would stop the host until it is done."""
@@ -358,6 +369,22 @@ def test_large_tensors_get_the_weights_of_small_ones(dtype: torch.dtype, monkeyp
     for name, p in kept.named_parameters():
         assert torch.equal(p, twice.get_parameter(name)), name
         assert torch.equal(rule.mask(name), other.mask(name)), name
+
+
+@pytest.mark.usefixtures("passes")
+def test_tensors_that_are_not_contiguous() -> None:
+    """Transposed or channels-last ones come in chunks of rows, others flat; the weights are the same."""
+    flat, strided = Bag(), Bag()
+    strided.matrix = nn.Parameter(strided.matrix.detach().t().contiguous().t())
+    strided.conv = nn.Parameter(strided.conv.detach().permute(0, 2, 1).contiguous().permute(0, 2, 1))
+    assert not strided.matrix.is_contiguous()
+    assert not strided.conv.is_contiguous()
+    rule, other = Spider(), Spider()
+    run(flat, rule, 5)
+    run(strided, other, 5)
+    for name, p in flat.named_parameters():
+        torch.testing.assert_close(strided.get_parameter(name), p, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(other.mask(name), rule.mask(name), rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_passes_equal_the_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
