@@ -26,7 +26,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sample(answer: str = "red", question: str = "what colour is the square?", **more: Any) -> Sample:
-    return Sample(id=more.pop("id", "1"), question=question, answer=answer, origin="rows.json:1", **more)
+    return Sample.single_turn(id=more.pop("id", "1"), question=question, answer=answer, origin="rows.json:1", **more)
 
 
 @pytest.mark.parametrize("answer", ["A", "red green", "A. yes, or no", "three four\nfive", "USER", "what colour"])

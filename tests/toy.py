@@ -32,7 +32,9 @@ class Toy(Task):
             answer = colour if i % 3 else f"the square is {colour}, yes"
             images = () if i % 5 == 4 else (path,)
             rows.append(
-                Sample(f"{split}-{i}", "what colour is the square?", answer, images, (answer,), origin=str(path))
+                Sample.single_turn(
+                    f"{split}-{i}", "what colour is the square?", answer, images, (answer,), origin=str(path)
+                )
             )
         return rows
 

@@ -105,7 +105,7 @@ def told(rows: Iterable[Sample]) -> Iterator[str]:
                 state = image.stat()
                 pictures.append((str(image), state.st_size, state.st_mtime_ns))
         meta = sorted(row.meta.items())
-        yield repr((row.id, row.question, row.answer, row.references, row.choices, meta, pictures))
+        yield repr((row.id, row.turns, row.references, row.choices, meta, pictures))
 
 
 def seen(collate: Collate, row: Sample) -> Iterator[bytes]:

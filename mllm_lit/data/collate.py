@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mllm_lit.data.images import load_image
 from mllm_lit.data.pictures import numbered
-from mllm_lit.data.prompt import ChatFormat, FormatError, Turn
+from mllm_lit.data.prompt import ChatFormat, FormatError, Rendered
 from mllm_lit.data.sample import Sample
 
 IGNORE = -100
@@ -156,7 +156,7 @@ def check_turns(samples: Sequence[Sample], collate: Collate) -> list[int]:
         ids = collate([first]).inputs["input_ids"]
         image_tokens = int((ids == collate.image_token_id).sum()) // len(first.images)
     faults: list[str] = []
-    turns: list[Turn] = []
+    turns: list[Rendered] = []
     for sample in samples:
         try:
             turns.append(collate.format.turn(sample))

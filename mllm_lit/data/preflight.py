@@ -71,9 +71,9 @@ def row_faults(samples: Iterable[Sample], files: bool = True) -> list[Fault]:
         if sample.id in first:
             reasons.append(f"id {sample.id!r} is also that of {first[sample.id]}; ids must be unique within a split")
         first.setdefault(sample.id, sample.origin)
-        if not sample.question.strip():
+        if any(turn.role == "user" and not turn.text.strip() for turn in sample.turns):
             reasons.append("the question is empty")
-        if not sample.answer.strip():
+        if any(turn.role == "assistant" and not turn.text.strip() for turn in sample.turns):
             reasons.append("the answer is empty, so there is nothing to train on")
         if not any(reference.strip() for reference in sample.references):
             reasons.append("there is no reference answer to score against")

@@ -11,7 +11,7 @@ class FormatError(ValueError):
 
 
 @dataclass(frozen=True)
-class Turn:
+class Rendered:
     """A rendered question with its answer.
 
     Attributes:
@@ -63,7 +63,7 @@ class ChatFormat:
         text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
         return text
 
-    def turn(self, sample: Sample) -> Turn:
+    def turn(self, sample: Sample) -> Rendered:
         """Render a sample and find its answer's tokens.
 
         Raises:
@@ -100,4 +100,4 @@ class ChatFormat:
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         start = next(i for i, (_, right) in enumerate(offsets) if right > len(prompt))
         last = max(i for i, (left, _) in enumerate(offsets) if left < stop)
-        return Turn(prompt, text, tuple(ids[start : last + 1]), len(ids) - last - 1)
+        return Rendered(prompt, text, tuple(ids[start : last + 1]), len(ids) - last - 1)

@@ -71,7 +71,7 @@ class CaptionTask(Task):
         split_up = split in self.train_splits and self.every_caption
         asked = self.prompts[crc32(key.encode()) % len(self.prompts)].format()
         for number, caption in enumerate(kept if split_up else kept[:1]):
-            yield Sample(
+            yield Sample.single_turn(
                 id=f"{key}#{number}" if split_up else key,
                 question=asked,
                 answer=caption,

@@ -77,7 +77,7 @@ class Conversations(Task):
             # The format does not list the choices, so any letter is one.
             choices = tuple(LETTERS) if self.score == "choice" else ()
             check_scorable(self.score, [answer], choices)
-            yield Sample(
+            yield Sample.single_turn(
                 id=str(entry["id"]) if len(turns) == 2 else f"{entry['id']}#{number}",
                 question="\n".join([*(said if self.history else ()), self.ask(question=question)]),
                 answer=answer,

@@ -43,7 +43,7 @@ class GQA(Task):
 
     def _row(self, path: Path, images: Path, key: str, entry: dict[str, Any]) -> Iterable[Sample]:
         answer = text(entry, "answer")
-        yield Sample(
+        yield Sample.single_turn(
             id=key,
             question=self.ask(question=text(entry, "question")),
             answer=answer,

@@ -110,7 +110,7 @@ class HuggingFace(Task):
         check_scorable(self.score, references, options)
         cell = entry[columns["image"]] if columns["image"] is not None else None
         cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
-        yield Sample(
+        yield Sample.single_turn(
             id=row if columns["id"] is None else str(entry[columns["id"]]),
             question=self.ask(**asked),
             answer=majority(references),

@@ -72,7 +72,7 @@ class IconQA(Task):
             if not answer:
                 raise ValueError("field 'answer' is empty")
             asked = self.ask(question=question)
-        yield Sample(
+        yield Sample.single_turn(
             id=pid,
             question=asked,
             answer=answer,

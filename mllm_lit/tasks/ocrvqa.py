@@ -44,7 +44,7 @@ class OCRVQA(Task):
         # The download script keeps the extension of the cover's address.
         image = images / f"{key}{Path(text(book, 'imageURL')).suffix}"
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-            yield Sample(
+            yield Sample.single_turn(
                 id=f"{key}#{number}",
                 question=self.ask(question=question.strip()),
                 answer=answer,

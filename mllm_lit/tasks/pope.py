@@ -37,7 +37,7 @@ class POPE(Task):
         label = text(entry, "label").lower()
         if label not in ("yes", "no"):
             raise ValueError(f"field 'label' is {label!r}, expected yes or no")
-        yield Sample(
+        yield Sample.single_turn(
             id=str(entry["question_id"]),
             question=self.ask(question=text(entry, "text")),
             answer=label,

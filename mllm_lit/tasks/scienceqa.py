@@ -66,7 +66,7 @@ class ScienceQA(Task):
             lecture=problem.get("lecture") or "",
         )
         given = [label for label, there in (("TXT", hint), ("IMG", image)) if there] or ["NO"]
-        yield Sample(
+        yield Sample.single_turn(
             id=pid,
             question=f"{hint}\n{question}" if self.context and hint else question,
             answer=letter,

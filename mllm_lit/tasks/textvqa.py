@@ -65,7 +65,7 @@ class TextVQA(Task):
             if image not in tokens:
                 raise ValueError(f"image {image} is not among those with OCR tokens")
             asked["ocr"] = ", ".join(tokens[image])
-        yield Sample(
+        yield Sample.single_turn(
             id=str(entry["question_id"]),
             question=self.ask(**asked),
             answer=majority(answers),

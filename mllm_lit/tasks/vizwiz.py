@@ -40,7 +40,7 @@ class VizWiz(Task):
     def _row(self, path: Path, images: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
         answers = annotator_answers(entry)
         image = text(entry, "image")
-        yield Sample(
+        yield Sample.single_turn(
             id=Path(image).stem,
             question=self.ask(question=text(entry, "question")),
             answer=majority(answers),

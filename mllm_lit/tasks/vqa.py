@@ -55,7 +55,7 @@ class VQAv2(Task):
                 f"asks about image {entry['image_id']}, but is annotated for image {annotation['image_id']}"
             )
         answers = annotator_answers(annotation)
-        yield Sample(
+        yield Sample.single_turn(
             id=str(entry["question_id"]),
             question=self.ask(question=text(entry, "question")),
             answer=annotation.get("multiple_choice_answer") or majority(answers),

@@ -27,7 +27,7 @@ def rows(folder: Path) -> list[Sample]:
         Image.new("RGB", (32, 32), path.stem).save(path)
     shown = [[0], [1], [0], [], [0, 1]]
     return [
-        Sample(str(i), f"what is {i}?", "red", tuple(paths[n] for n in numbers), ("red",))
+        Sample.single_turn(str(i), f"what is {i}?", "red", tuple(paths[n] for n in numbers), ("red",))
         for i, numbers in enumerate(shown)
     ]
 
@@ -49,7 +49,7 @@ def test_equal_bytes_are_the_same_picture(tmp_path: Path) -> None:
 
     rows(tmp_path)
     data = (tmp_path / "red.png").read_bytes()
-    samples = [Sample(str(i), "?", "x", (EncodedImage(data, "table"),)) for i in range(2)]
+    samples = [Sample.single_turn(str(i), "?", "x", (EncodedImage(data, "table"),)) for i in range(2)]
     assert Collate(tiny_processor())(samples).pictures == (0, 0)
 
 

@@ -12,7 +12,7 @@ from tests.tasks.releases import picture
 
 def _row(name: str, **changes: object) -> Sample:
     fields: dict[str, object] = {"question": "?", "answer": "x", "references": ("x",), "origin": f"data.json:{name}"}
-    return Sample(id=name, **(fields | changes))  # type: ignore[arg-type]
+    return Sample.single_turn(id=name, **(fields | changes))  # type: ignore[arg-type]
 
 
 def test_sound_rows_pass(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.data.subset import subset
 from mllm_lit.tasks import DatasetError
 
-ROWS = [Sample(f"r{i}", "?", "x") for i in range(100)]
+ROWS = [Sample.single_turn(f"r{i}", "?", "x") for i in range(100)]
 
 
 def _ids(samples: list[Sample]) -> list[str]:

@@ -45,7 +45,7 @@ def test_choice_accuracy_by_subject_modality_and_grade() -> None:
     metric = ChoiceAccuracy(breakdown=("subject", "given", "grades"))
     rows = [("NAT", "TXT|IMG", "G1-6", "A"), ("NAT", "NO", "G7-12", "B"), ("SOC", "IMG", "G1-6", "B")]
     samples = [
-        Sample(str(i), "?", answer, references=(answer,), choices=("x", "y"),
+        Sample.single_turn(str(i), "?", answer, references=(answer,), choices=("x", "y"),
                meta={"subject": subject, "given": seen, "grades": grades})
         for i, (subject, seen, grades, answer) in enumerate(rows)
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_unknown_match_is_refused() -> None:
 
 def test_row_scored_twice_counts_once_and_unequal_lists_are_refused() -> None:
     metric = ExactMatch()
-    samples = [Sample(str(i), "?", "x", references=("x",)) for i in range(2)]
+    samples = [Sample.single_turn(str(i), "?", "x", references=("x",)) for i in range(2)]
     metric.update(["x", "y"], samples)
     metric.update(["x"], samples[:1])
     assert metric.compute()["accuracy"] == 50
@@ -82,7 +82,7 @@ def test_row_scored_twice_counts_once_and_unequal_lists_are_refused() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_score_of_nothing_is_an_error_and_reset_forgets() -> None:
     metric = ExactMatch()
-    sample = Sample("1", "?", "x", references=("x",))
+    sample = Sample.single_turn("1", "?", "x", references=("x",))
     assert metric(["x"], [sample])["accuracy"] == 100
     metric.reset()
     with pytest.raises(RuntimeError, match="ExactMatch has no answer to score"):
@@ -108,7 +108,7 @@ def test_pope_scores_from_a_confusion_matrix() -> None:
     with pytest.raises(ValueError, match="labels are yes or no, found"):
         pope_scores(["no"], ["maybe"])
     metric = POPEScores()
-    samples = [Sample(str(i), "?", label, references=(label,)) for i, label in enumerate(labels)]
+    samples = [Sample.single_turn(str(i), "?", label, references=(label,)) for i, label in enumerate(labels)]
     metric.update(said, samples)
     assert metric.compute()["accuracy"] == pytest.approx(70)
     assert sum(score or 0 for score in metric.row_scores(said, samples)) == 7
@@ -130,13 +130,13 @@ def test_chair_counts_mentions_and_captions() -> None:
 
 def test_chair_over_a_split() -> None:
     words = {"dog": "dog", "cat": "cat"}
-    samples = [Sample(str(i), "?", "x") for i in range(2)]
+    samples = [Sample.single_turn(str(i), "?", "x") for i in range(2)]
     metric = CHAIRScores({"0": ["dog"], "1": []}, words)
     metric.update(["a dog and a cat", "a field"], samples)
     assert metric.compute() == pytest.approx({"chair_i": 50, "chair_s": 50})
     assert metric.row_scores(["a dog and a cat", "a field"], samples) == [0.0, 1.0]
     with pytest.raises(ValueError, match=r"no objects are given for the rows \['2'\]"):
-        metric.update(["a dog"], [Sample("2", "?", "x")])
+        metric.update(["a dog"], [Sample.single_turn("2", "?", "x")])
 
 
 def test_tradeoff_and_forgetting() -> None:

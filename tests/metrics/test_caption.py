@@ -83,7 +83,7 @@ def test_meteor_equals_pycocoevalcap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_metric_is_over_the_split_and_in_points() -> None:
     predictions, references = _split(random.Random(2), 30)
-    samples = [Sample(f"{i:03}", "?", refs[0], references=tuple(refs)) for i, refs in enumerate(references)]
+    samples = [Sample.single_turn(f"{i:03}", "?", refs[0], references=tuple(refs)) for i, refs in enumerate(references)]
     metric = CaptionScores()
     metric.update(predictions[:7], samples[:7])
     metric.update(predictions[7:], samples[7:])
@@ -102,7 +102,7 @@ def test_without_java_the_missing_scores_are_named_before_anything_runs(monkeypa
     with pytest.warns(UserWarning, match="meteor is unavailable.*apt-get install default-jre-headless"):
         metric = CaptionScores(("cider", "meteor"))
     assert metric.scorers == ("cider",)
-    samples = [Sample(str(i), "?", "x", references=(f"a {i} dog runs",)) for i in range(3)]
+    samples = [Sample.single_turn(str(i), "?", "x", references=(f"a {i} dog runs",)) for i in range(3)]
     metric.update(["a 1 dog runs"] * 3, samples)
     assert set(metric.compute()) == {"cider"}
     with pytest.raises(RuntimeError, match="meteor needs Java"):

@@ -30,7 +30,7 @@ def rows(kind: type[AnswerMetric]) -> tuple[list[str], list[Sample]]:
     pick = rng.choices(words, k=2 * ROWS)
     many = 1 if kind in (ExactMatch, POPEScores) else 10
     samples = [
-        Sample(f"{i}", "?", "B" if i % 2 else "A", references=(pick[i], *rng.choices(words, k=many - 1)),
+        Sample.single_turn(f"{i}", "?", "B" if i % 2 else "A", references=(pick[i], *rng.choices(words, k=many - 1)),
                choices=("x", "y"))
         for i in range(ROWS)
     ]  # fmt: skip
@@ -70,6 +70,6 @@ def test_two_ranks_give_what_one_gives(tmp_path: Path) -> None:
 
 def test_metrics_survive_moves_and_pickling() -> None:
     metric = ExactMatch()
-    metric.update(["x"], [Sample("1", "?", "x", references=("x",))])
+    metric.update(["x"], [Sample.single_turn("1", "?", "x", references=("x",))])
     copy = pickle.loads(pickle.dumps(metric.to("cpu").double()))
     assert copy.compute() == pytest.approx({"accuracy": 100})

@@ -133,7 +133,7 @@ def test_breakdown_by_answer_type() -> None:
     metric = VQAAccuracy(breakdown=("answer_type",))
     kinds = [("yes/no", "yes"), ("yes/no", "no"), ("number", "2")]
     samples = [
-        Sample(str(i), "?", answer, references=(answer,) * 10, meta={"answer_type": kind})
+        Sample.single_turn(str(i), "?", answer, references=(answer,) * 10, meta={"answer_type": kind})
         for i, (kind, answer) in enumerate(kinds)
     ]
     metric.update(["yes", "yes", "2"], samples)
