@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
+from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
@@ -107,9 +108,8 @@ class MLLMModule(L.LightningModule):
         self._lockstep, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
         if isinstance(strategy, FSDP2Strategy):
             strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)
-        forward = inspect.signature(self.loaded.model.forward).parameters
-        # Models with rotary positions over time and space derive them from the inputs themselves.
-        self._positions = "position_ids" in forward and not hasattr(self.loaded.model.model, "get_rope_index")
+        self._family = family_of(self.loaded.model)
+        self._positions = "position_ids" in inspect.signature(self.loaded.model.forward).parameters
 
     @property
     def processor(self) -> Any:
@@ -170,9 +170,8 @@ class MLLMModule(L.LightningModule):
     def _logits(self, batch: Batch, keep: int) -> Tensor:
         assert self.net is not None
         inputs = dict(batch.inputs)
-        if self._positions:
-            mask = inputs["attention_mask"]
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        if self._positions and (positions := self._family.position_ids(inputs["attention_mask"])) is not None:
+            inputs["position_ids"] = positions
         try:
             with encoded_once(self._loaded.model, batch.pictures):
                 logits: Tensor = self.net(**inputs, logits_to_keep=keep, use_cache=False).logits

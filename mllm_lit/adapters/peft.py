@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.adapters.base import Adapter, AdapterError, snapshot, whole
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
+from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class PeftAdapter(Adapter):
 
     def _check_virtual_tokens(self, model: "nn.Module", method: str) -> None:
         name = type(self).__name__
-        if hasattr(getattr(model, "model", None), "get_rope_index"):
+        if family_of(model).spatial_positions:
             raise AdapterError(
                 f"{type(model).__name__} places tokens in time and space by counting those of the text, so virtual "
                 f"tokens ahead of them do not fit. Use lora, bottleneck or ia3 in place of {name}."

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, get_args
 
+from mllm_lit.backbones.family import makes_squares
+
 Aspect = Literal["pad", "resize", "crop"]
 
 
@@ -27,7 +29,7 @@ def with_aspect(images: Any, aspect: Aspect) -> Any:
     settings = {key: value for key, value in images.to_dict().items() if key not in _NAMES}
     side = _side(images)
     name = type(images).__name__
-    if side is None or not name.startswith(("CLIP", "Siglip", "Bit", "Llava")) or "Next" in name or "Onevision" in name:
+    if side is None or not makes_squares(images):
         raise AspectError(f"{name} makes no squares of one size, so aspect: {aspect} means nothing to it. Drop it.")
     square = {"height": side, "width": side}
     if aspect == "resize":

@@ -17,10 +17,6 @@ from transformers import (
 
 from mllm_lit.backbones.connectors import CONNECTORS, Downsample, PixelShuffle, Resampler, Sizes
 
-# Vision encoders whose first feature is a class token, which the connector does not get.
-WITH_CLASS_TOKEN = ("clip_vision_model", "dinov2")
-WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "efficientnet_lite")
-
 
 class ComposedConfig(LlavaConfig):  # type: ignore[no-untyped-call]
     """A LLaVA config with the kind of connector and its sizes."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.aspect import side_of
+from mllm_lit.backbones.family import CLASS_TOKEN
 from mllm_lit.backbones.layout import find_layout
 from mllm_lit.backbones.load import Backbone, BackboneError, not_found, resolve_dtype, resolve_source
 from mllm_lit.seed import mix, run_seed
@@ -210,12 +211,8 @@ def grow_embeddings(llm: Any, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 def select_strategy(vision_config: Any) -> str:
     """Whether the vision encoder's first feature is a class token that is left out."""
-    from mllm_lit.backbones.composed import WITH_CLASS_TOKEN, WITHOUT_CLASS_TOKEN
-
-    if vision_config.model_type in WITH_CLASS_TOKEN:
-        return "default"
-    if vision_config.model_type in WITHOUT_CLASS_TOKEN:
-        return "full"
+    if vision_config.model_type in CLASS_TOKEN:
+        return "default" if CLASS_TOKEN[vision_config.model_type] else "full"
     raise BackboneError(f"Whether {vision_config.model_type!r} has a class token is not known here.")
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllm_lit.data.images import load_image
 from mllm_lit.data.pictures import numbered
-from mllm_lit.data.prompt import ChatFormat, FormatError, Rendered
+from mllm_lit.data.prompt import ChatFormat, FormatError, Rendered, chat_format
 from mllm_lit.data.sample import Sample
 
 IGNORE = -100
@@ -41,8 +41,13 @@ class Batch:
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device (the protocol by which Lightning moves batches)."""
 
+        moved: dict[int, Tensor] = {}  # Prompts and whole rows share their pixels.
+
         def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: v.to(device, non_blocking=non_blocking) for k, v in tensors.items()}
+            for tensor in tensors.values():
+                if id(tensor) not in moved:
+                    moved[id(tensor)] = tensor.to(device, non_blocking=non_blocking)
+            return {name: moved[id(tensor)] for name, tensor in tensors.items()}
 
         prompt = None if self.prompt is None else move(self.prompt)
         labels = self.labels.to(device, non_blocking=non_blocking)
@@ -53,7 +58,7 @@ class Batch:
 
 
 class Collate:
-    """Turns a list of samples into a :class:`Batch`.
+    """Turns a list of samples into a :class:`Batch`; every row is as it would be alone.
 
     Args:
         processor: The model's processor.
@@ -63,12 +68,12 @@ class Collate:
 
     def __init__(self, processor: Any, max_length: int | None = None, with_prompt: bool = False) -> None:
         self.processor = processor
-        self.format = ChatFormat(processor)
+        self.format: ChatFormat = chat_format(processor)
         self.max_length = max_length
         self.with_prompt = with_prompt
-        self.image_token_id: int | None = None
-        if self.format.image_token is not None:
-            self.image_token_id = self.format.tokenizer.convert_tokens_to_ids(self.format.image_token)
+        ids = getattr(processor, "image_token_ids", None) or [getattr(processor, "image_token_id", None)]
+        self.image_token_ids: frozenset[int] = frozenset(ids) - {None}
+        """Tokens that stand for a part of a picture."""
 
     def __call__(self, samples: list[Sample]) -> Batch:
         """Build a batch.
@@ -78,50 +83,104 @@ class Collate:
             FormatError: A row cannot be rendered, exceeds ``max_length`` (nothing is ever cut), or its image tokens
                 were lost on the way.
         """
-        turns = [self.format.turn(sample) for sample in samples]
+        rows = [self.format.render(sample) for sample in samples]
         refs = {ref: sample.origin or sample.id for sample in reversed(samples) for ref in sample.images}
         decoded = {ref: load_image(ref, where) for ref, where in refs.items()}
         images = [[decoded[ref] for ref in sample.images] for sample in samples]
-        inputs = self._encode([turn.text for turn in turns], images)
-        labels = torch.full_like(inputs["input_ids"], IGNORE)
-        length = labels.shape[1]
-        for row, (sample, turn) in enumerate(zip(samples, turns, strict=True)):
-            stop = length - turn.tail
-            span = slice(stop - len(turn.label_ids), stop)
-            if inputs["input_ids"][row, span].tolist() != list(turn.label_ids):
-                raise FormatError(
-                    f"{sample.origin or sample.id}: the processor changed the answer's tokens "
-                    f"({turn.label_ids} became {inputs['input_ids'][row, span].tolist()}), so labels cannot be placed."
-                )
-            labels[row, span] = inputs["input_ids"][row, span]
+        inputs = self._encode(rows, images)
         self._check(samples, inputs)
-        prompt = self._encode([turn.prompt for turn in turns], images) if self.with_prompt else None
+        parts = [self.format.tokens(row) for row in rows]
+        labels = torch.full_like(inputs["input_ids"], IGNORE)
+        for row, (sample, (ids, marked)) in enumerate(zip(samples, parts, strict=True)):
+            # Pictures come before the first answer, so behind it a row is what it was before they were put in.
+            first = marked.index(True)
+            end = inputs["input_ids"][row, first - len(ids) :]
+            if end.tolist() != ids[first:]:
+                raise FormatError(
+                    f"{sample.origin or sample.id}: the processor changed the answer's tokens ({ids[first:]} became "
+                    f"{end.tolist()}), so labels cannot be placed."
+                )
+            labels[row, first - len(ids) :] = torch.where(torch.tensor(marked[first:]), end, IGNORE)
+        prompt = None
+        if self.with_prompt:
+            asked = [self.format.prompt_tokens(row) for row in rows]
+            prompt = self._prompt(inputs, [ids for ids, _ in parts], asked)
         pictures = numbered([ref for sample in samples for ref in sample.images])
         return Batch(inputs, labels, list(samples), int(inputs["attention_mask"].sum()), prompt, pictures)
 
-    def _encode(self, texts: list[str], images: list[list[Any]]) -> dict[str, Tensor]:
-        arguments: dict[str, Any] = {"text": texts, "padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if any(images):
-            arguments["images"] = images if all(images) else [image for row in images for image in row]
-        encoded = self.processor(**arguments, add_special_tokens=False)
-        return {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
+    def _encode(self, rows: list[Rendered], images: list[list[Any]]) -> dict[str, Tensor]:
+        """What the processor makes of rows with pictures and of rows without, as one batch."""
+        places = [[i for i, shown in enumerate(images) if bool(shown) is wanted] for wanted in (True, False)]
+        parts = []
+        for chosen in filter(None, places):
+            shown = [images[i] for i in chosen]
+            pictures = {"images": shown} if any(shown) else {}
+            parts.append(self._call(**self.format.arguments([rows[i] for i in chosen]), **pictures))
+        order = torch.tensor([i for chosen in places for i in chosen]).argsort()
+        longest = max(part["input_ids"].shape[1] for part in parts)
+        batch: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            if is_text(name):
+                filled = [self._filled(part, name, longest) for part in parts]
+                batch[name] = torch.cat(filled)[order]
+            else:
+                batch[name] = next(part[name] for part in parts if name in part)
+        return batch
+
+    def _call(self, **arguments: Any) -> dict[str, Tensor]:
+        encoded = self.processor(**arguments, padding=True, padding_side="left", return_tensors="pt")
+        return {name: value for name, value in encoded.items() if isinstance(value, Tensor) and name != "labels"}
+
+    def _filled(self, part: dict[str, Tensor], name: str, length: int) -> Tensor:
+        value = part.get(name, torch.zeros_like(part["input_ids"]))
+        return nn.functional.pad(value, (length - value.shape[1], 0), value=self._padding(name))
+
+    def _padding(self, name: str) -> int:
+        return (self.format.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
+
+    def _prompt(self, inputs: dict[str, Tensor], whole: list[list[int]], asked: list[list[int]]) -> dict[str, Tensor]:
+        """The inputs without the last answers; the pixels are those of ``inputs``."""
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        # All pictures lie in what a row and its prompt have in common; at its end a token may reach into the answer.
+        common = [
+            next((i for i, (a, b) in enumerate(zip(ids, start, strict=False)) if a != b), min(len(ids), len(start)))
+            for ids, start in zip(whole, asked, strict=True)
+        ]
+        kept = [length - len(ids) + same for length, ids, same in zip(lengths, whole, common, strict=True)]
+        sizes = [n + len(ids) - same for n, ids, same in zip(kept, asked, common, strict=True)]
+        prompt = {name: value for name, value in inputs.items() if not is_text(name)}
+        for name in filter(is_text, inputs):
+            rows = []
+            for row, value in enumerate(inputs[name]):
+                start = value[len(value) - lengths[row] :][: kept[row]]
+                rest = torch.tensor(asked[row][common[row] :], dtype=value.dtype)
+                more = rest if name == "input_ids" else torch.full_like(rest, int(name == "attention_mask"))
+                rows.append(
+                    nn.functional.pad(torch.cat([start, more]), (max(sizes) - sizes[row], 0), value=self._padding(name))
+                )
+            prompt[name] = torch.stack(rows)
+        return prompt
 
     def _check(self, samples: Sequence[Sample], inputs: dict[str, Tensor]) -> None:
         lengths = inputs["attention_mask"].sum(1).tolist()
         for sample, length in zip(samples, lengths, strict=True):
             if self.max_length is not None and length > self.max_length:
                 raise FormatError(too_long(sample, length, self.max_length))
-        if self.image_token_id is None:
+        if not self.image_token_ids:
             return
-        marks = (inputs["input_ids"] == self.image_token_id).sum(1).tolist()
+        marks = torch.isin(inputs["input_ids"], torch.tensor([*self.image_token_ids])).sum(1).tolist()
         for sample, found in zip(samples, marks, strict=True):
             if bool(found) != bool(sample.images):
                 raise FormatError(
                     f"{sample.origin or sample.id}: sample {sample.id!r} has {len(sample.images)} image(s), but "
-                    f"{found} "
-                    "image tokens came out of the processor. Check that the chat template writes one image marker "
-                    "per image and that the processor's patch_size and image size match the vision encoder."
+                    f"{found} image tokens came out of the processor. Check that the chat template writes one image "
+                    "marker per image and that the processor's patch_size and image size match the vision encoder."
                 )
+
+
+def is_text(name: str) -> bool:
+    """Whether an input of a model has an entry per token, (B, T), and not per picture."""
+    return name == "attention_mask" or name.endswith("_ids")
 
 
 def too_long(sample: Sample, length: int, limit: int) -> str:
@@ -131,46 +190,3 @@ def too_long(sample: Sample, length: int, limit: int) -> str:
         f"more than the limit of {limit}. Nothing is cut. Raise model.backbone.max_length (up to what the language "
         "model was trained for), shorten the row, or leave it out with data.ids."
     )
-
-
-def check_turns(samples: Sequence[Sample], collate: Collate) -> list[int]:
-    """Render and measure every row, before the first step.
-
-    Only the first row with an image is read whole; it tells how many tokens an image becomes. Where that number
-    differs from image to image, the collator checks each row again with its own.
-
-    Args:
-        samples: Rows of one split.
-        collate: The collator that will batch them.
-
-    Returns:
-        Each row's length in tokens.
-
-    Raises:
-        FormatError: Rows that cannot be rendered or do not fit, up to ten of them named.
-        ImageError: The first image cannot be read.
-    """
-    first = next((sample for sample in samples if sample.images), None)
-    image_tokens = 0
-    if first is not None and collate.image_token_id is not None:
-        ids = collate([first]).inputs["input_ids"]
-        image_tokens = int((ids == collate.image_token_id).sum()) // len(first.images)
-    faults: list[str] = []
-    turns: list[Rendered] = []
-    for sample in samples:
-        try:
-            turns.append(collate.format.turn(sample))
-        except FormatError as error:
-            faults.append(str(error))
-    lengths: list[int] = []
-    if not faults:
-        encoded = collate.format.tokenizer([turn.text for turn in turns], add_special_tokens=False)["input_ids"]
-        for sample, ids in zip(samples, encoded, strict=True):
-            length = len(ids) + len(sample.images) * (image_tokens - 1)
-            lengths.append(length)
-            if collate.max_length is not None and length > collate.max_length:
-                faults.append(too_long(sample, length, collate.max_length))
-    if faults:
-        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise FormatError("\n".join(faults[:10]) + more)
-    return lengths

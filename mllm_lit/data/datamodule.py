@@ -9,8 +9,11 @@ from zlib import crc32
 import lightning as L
 from torch.utils.data import DataLoader
 
-from mllm_lit.data.collate import Batch, Collate, check_turns
+from mllm_lit.data.collate import Batch, Collate
+from mllm_lit.data.lengths import row_lengths
+from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.preflight import check_images, check_rows
+from mllm_lit.data.prompt import FormatError
 from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
@@ -266,14 +269,33 @@ class MLLMDataModule(L.LightningDataModule):
             FormatError: Rows that cannot be rendered for this model or exceed its context.
         """
         trainer, collate = self._trainer(), self._collate(with_prompt=False)
-        lengths = check_turns(self.train_rows, collate)
-        for rows in self.eval_rows["test"].values():
-            check_turns(rows, collate)
+        lengths = self._lengths(collate)
         batches = TrainBatchSampler(lengths, self.batch_size, self._seed(), trainer.global_rank, trainer.world_size)
         epoch, done = self._position
         batches.set_epoch(epoch)
         batches.skip(done)
         return self._loader(self.train_rows, collate, batch_sampler=batches)
+
+    def _lengths(self, collate: Collate) -> list[int]:
+        """Lengths of the training rows, in tokens; the rows of all evaluations are measured with them, on one rank."""
+        trainer = self._trainer()
+        lengths: list[int] = []
+        failed: Exception | None = None
+        if self._first_rank:
+            try:
+                lengths = row_lengths(self.train_rows, collate, self._sizes(self))
+                for phase in self.eval_rows.values():
+                    for name, rows in phase.items():
+                        row_lengths(rows, collate, self._sizes(self.sources.get(name, self)))
+            except (FormatError, DatasetError) as error:
+                failed = error
+        lengths, failed = trainer.strategy.broadcast((lengths, failed))
+        if failed is not None:
+            raise failed
+        return lengths
+
+    def _sizes(self, place: "MLLMDataModule | Source") -> PictureSizes:
+        return PictureSizes(None if place._root is None else place.root)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Loaders of the sets scored during training."""

@@ -1,6 +1,9 @@
 """Reading pictures: every kind is either turned into plain RGB in a stated way, or refused by name."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -11,6 +14,10 @@ from mllm_lit.tasks.base import DatasetError
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a file of a few KB can claim a size that does not fit in memory. It is the size at which
 PIL starts to warn of a decompression bomb."""
+
+ORIENTATION = 274
+SIDEWAYS = (5, 6, 7, 8)
+"""Values of the EXIF orientation that swap height and width."""
 
 
 class ImageError(DatasetError):
@@ -33,25 +40,49 @@ def load_image(ref: ImageRef, where: str) -> Image.Image:
         ImageError: The picture is missing, empty, truncated, of no known format, of a numeric type without a defined
             range, or of more than ``MAX_PIXELS`` pixels.
     """
+    with _opened(ref, where) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def picture_size(ref: ImageRef, where: str) -> tuple[int, int]:
+    """Height and width of a picture as :func:`load_image` gives it, read from its header.
+
+    Raises:
+        ImageError: As far as the header tells.
+    """
+    with _opened(ref, where) as image:
+        width, height = image.size
+        return (width, height) if image.getexif().get(ORIENTATION, 1) in SIDEWAYS else (height, width)
+
+
+@contextmanager
+def _opened(ref: ImageRef, where: str) -> Iterator[Image.Image]:
     name = ref.name if isinstance(ref, EncodedImage) else str(ref)
     try:
-        data = ref.data if isinstance(ref, EncodedImage) else ref.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{where}: image {name} cannot be read: {error.strerror}") from error
-    if not data:
-        raise ImageError(f"{where}: image {name} is empty (0 bytes); download it again")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"it claims {image.width} x {image.height} pixels")
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{where}: image {name}: {error}; at most {MAX_PIXELS:,} are read, scale it down") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{where}: image {name} is of no known picture format; it starts with {data[:8]!r}") from error
-    except Exception as error:  # PIL's decoders raise nearly anything on damaged data.
-        raise ImageError(f"{where}: image {name} cannot be decoded: {error}") from error
+        data: Any = io.BytesIO(ref.data) if isinstance(ref, EncodedImage) else ref.open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise ImageError(f"{where}: image {name!r} cannot be read: {getattr(error, 'strerror', error)}") from error
+    with data:
+        start = data.read(8)
+        if not start:
+            raise ImageError(f"{where}: image {name} is empty (0 bytes); download it again")
+        data.seek(0)
+        try:
+            with Image.open(data) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError(f"it claims {image.width} x {image.height} pixels")
+                yield image
+        except Image.DecompressionBombError as error:
+            raise ImageError(
+                f"{where}: image {name}: {error}; at most {MAX_PIXELS:,} are read, scale it down"
+            ) from error
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{where}: image {name} is of no known picture format; it starts with {start!r}"
+            ) from error
+        except Exception as error:  # PIL's decoders raise nearly anything on damaged data.
+            raise ImageError(f"{where}: image {name} cannot be decoded: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

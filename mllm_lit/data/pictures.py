@@ -9,19 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BY_PICTURE = frozenset(
-    ("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "gemma3", "internvl", "qwen2_vl", "qwen2_5_vl")
-)
-"""Architectures whose ``get_image_features`` gives one entry per picture, and nothing else that the LLM reads."""
+from mllm_lit.backbones.family import family_of
 
 
 @contextmanager
 def encoded_once(model: Any, pictures: Sequence[int], reuse: bool = False) -> Iterator[None]:
     """Within it, the vision encoder and the connector see each distinct picture of a batch once.
 
-    The features, and what is computed from them, are those without it up to the order of floating-point sums. Models
-    outside of ``BY_PICTURE``, and batches in which pictures and pixels do not match (tiled pictures, say), are left as
-    they are, as is a call inside of another.
+    The features, and what is computed from them, are those without it up to the order of floating-point sums. Families
+    without features by picture, and batches in which pictures and pixels do not match (tiled pictures, say), are left
+    as they are, as is a call inside of another.
 
     Args:
         model: A Hugging Face model with the backbone under ``model``.
@@ -33,7 +30,7 @@ def encoded_once(model: Any, pictures: Sequence[int], reuse: bool = False) -> It
     first = [place for place, number in enumerate(pictures) if number not in pictures[:place]]
     wanted = len(first) < len(pictures) or (reuse and pictures)
     nested = "get_image_features" in vars(inner)
-    if model.config.model_type not in BY_PICTURE or nested or not wanted:
+    if not family_of(model).features_by_picture or nested or not wanted:
         yield
         return
     original: Any = inner.get_image_features

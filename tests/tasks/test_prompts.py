@@ -6,7 +6,7 @@ from zlib import crc32
 import pytest
 from transformers import AutoProcessor
 
-from mllm_lit.data.prompt import ChatFormat
+from mllm_lit.data.prompt import ChatFormat, Rendered
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks import (
     GQA,
@@ -89,6 +89,10 @@ def test_every_task_is_asked_here() -> None:
     assert {task.name for task, *_ in ASKED} == set(RELEASES)
 
 
+def _labelled(form: ChatFormat, row: Rendered) -> list[int]:
+    return [token for token, marked in zip(*form.tokens(row), strict=True) if marked]
+
+
 def _first(task: Task, split: str, root: Path) -> Sample:
     RELEASES[task.name](root)
     return task.rows(root, split)[0]
@@ -102,10 +106,11 @@ def test_prompt_and_target_in_a_family_of_models(
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"]})
     tokenizer.chat_template = TEMPLATES[family]
-    turn = ChatFormat(tokenizer).turn(_first(task, split, tmp_path))
+    form = ChatFormat(tokenizer)
+    turn = form.render(_first(task, split, tmp_path))
     before, target = (part.format(question=question, answer=answer) for part in AROUND[family])
     assert turn.prompt == before
-    assert tokenizer.decode(turn.label_ids) == target
+    assert tokenizer.decode(_labelled(form, turn)) == target
     print(f"{family}, {task.name}\n{turn.prompt}[{target}]")
 
 
@@ -114,8 +119,9 @@ def test_prompt_and_target_of_the_embedded_model(
     task: Task, split: str, question: str, answer: str, tmp_path: Path
 ) -> None:
     processor = AutoProcessor.from_pretrained(EMBEDDED)
-    turn = ChatFormat(processor).turn(_first(task, split, tmp_path))
-    target = processor.tokenizer.decode(turn.label_ids)
+    form = ChatFormat(processor)
+    turn = form.render(_first(task, split, tmp_path))
+    target = processor.tokenizer.decode(_labelled(form, turn))
     assert turn.prompt == f"USER: <image>\n{question} ASSISTANT:"
     assert target == f" {answer}</s>"
     print(f"embedded, {task.name}\n{turn.prompt}[{target}]")
