@@ -15,6 +15,7 @@ from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
+from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
@@ -109,6 +110,7 @@ class MLLMModule(L.LightningModule):
         if isinstance(strategy, FSDP2Strategy):
             strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)
         self._family = family_of(self.loaded.model)
+        self._stop_ids = chat_format(self.loaded.processor).stop_ids(self.loaded.model.generation_config)
         self._positions = "position_ids" in inspect.signature(self.loaded.model.forward).parameters
 
     @property
@@ -300,7 +302,12 @@ class MLLMModule(L.LightningModule):
             raise ValueError("This batch has no prompts to continue: build it with Collate(..., with_prompt=True).")
         assert self.net is not None
         out = self.net.generate(  # type: ignore[operator]
-            **batch.prompt, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, synced_gpus=self._lockstep
+            **batch.prompt,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=self._stop_ids,
+            synced_gpus=self._lockstep,
         )
         texts = self.processor.batch_decode(out[:, batch.prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]

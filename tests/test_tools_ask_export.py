@@ -99,10 +99,10 @@ def test_a_chat_remembers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     talk = Conversation(load_tuned("", run), [Path(picture)])
     answers = [talk.ask(question, 4) for question in ("what colour?", "yes or no?")]
     assert both.split() == " ".join(answers).split()
-    assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 2
+    assert [turn.role for turn in talk.turns] == ["user", "assistant"] * 2
     alone = Conversation(load_tuned("", run), [Path(picture)])
     alone.ask("yes or no?", 4)
-    assert [part["type"] for part in talk.messages[2]["content"]] == ["text"], "the picture is shown once"
+    assert talk.format.prompt(talk.turns[:3], 1).count("<image>") == 1, "the picture is shown once"
 
 
 def test_an_exported_run_loads_in_plain_transformers_and_answers_alike(

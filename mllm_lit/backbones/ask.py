@@ -6,6 +6,8 @@ from typing import Any
 
 from mllm_lit.backbones.run import Tuned
 from mllm_lit.data.images import load_image
+from mllm_lit.data.prompt import ChatFormat, chat_format
+from mllm_lit.data.sample import Turn
 
 
 class Conversation:
@@ -21,8 +23,9 @@ class Conversation:
 
     def __init__(self, tuned: Tuned, pictures: Sequence[Path] = ()) -> None:
         self.tuned = tuned
+        self.format = chat_format(tuned.loaded.processor)
         self.pictures = [load_image(path, "--image") for path in pictures]
-        self.messages: list[dict[str, Any]] = []
+        self.turns: list[Turn] = []
 
     def ask(self, question: str, max_new_tokens: int = 128, streamer: Any = None) -> str:
         """The greedy answer, which is added to the conversation.
@@ -31,21 +34,32 @@ class Conversation:
             question: The user's turn.
             max_new_tokens: Longest answer.
             streamer: As for ``generate``: told each token as it comes.
+
+        Raises:
+            FormatError: The question cannot be put into the model's chat format.
         """
         import torch
 
-        processor: Any = self.tuned.loaded.processor
-        shown = self.pictures if not self.messages else []
-        content = [*({"type": "image"} for _ in shown), {"type": "text", "text": question}]
-        self.messages.append({"role": "user", "content": content})
-        text = processor.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
-        inputs = processor(text=[text], images=self.pictures or None, return_tensors="pt", add_special_tokens=False).to(
-            self.tuned.loaded.model.device
-        )
+        processor, model = self.tuned.loaded.processor, self.tuned.loaded.model
+        turns = [*self.turns, Turn("user", question)]
+        inputs = prompt_inputs(processor, self.format, turns, self.pictures)
         module: Any = self.tuned.module
         with torch.inference_mode():
-            out = module.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
+            out = module.generate(
+                **{name: value.to(model.device) for name, value in inputs.items()},
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.format.stop_ids(model.generation_config),
+                streamer=streamer,
+            )
         new = out[0, inputs["input_ids"].shape[1] :]
-        answer: str = processor.decode(new, skip_special_tokens=True).strip()
-        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        answer: str = self.format.tokenizer.decode(new, skip_special_tokens=True).strip()
+        self.turns = [*turns, Turn("assistant", answer)]
         return answer
+
+
+def prompt_inputs(processor: Any, form: ChatFormat, turns: Sequence[Turn], pictures: Sequence[Any]) -> dict[str, Any]:
+    """What a model is given to answer the last of some turns, as tensors with one row."""
+    shown: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
+    inputs = processor(**form.asked([form.prompt(turns, len(pictures))]), **shown, return_tensors="pt")
+    return {name: value for name, value in inputs.items() if name != "labels"}

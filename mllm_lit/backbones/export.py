@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mllm_lit.backbones.ask import prompt_inputs
 from mllm_lit.backbones.load import BackboneError
 from mllm_lit.backbones.quantize import refuse_if_quantized
 from mllm_lit.backbones.run import Tuned
+from mllm_lit.data.prompt import chat_format
+from mllm_lit.data.sample import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,11 +107,7 @@ def probe(processor: Any, module: Any) -> Any:
     import torch
     from PIL import Image
 
-    content = [{"type": "image"}, {"type": "text", "text": PROBE}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
     images = [Image.new("RGB", (64, 48), "grey")]
-    inputs = processor(text=[text], images=images, return_tensors="pt", add_special_tokens=False)
+    inputs = prompt_inputs(processor, chat_format(processor), [Turn("user", PROBE)], images)
     with torch.inference_mode():
-        return module(**inputs.to(module.device)).logits[:, -1].float()
+        return module(**{name: value.to(module.device) for name, value in inputs.items()}).logits[:, -1].float()

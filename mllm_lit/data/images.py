@@ -61,8 +61,10 @@ def _opened(ref: ImageRef, where: str) -> Iterator[Image.Image]:
     name = ref.name if isinstance(ref, EncodedImage) else str(ref)
     try:
         data: Any = io.BytesIO(ref.data) if isinstance(ref, EncodedImage) else ref.open("rb")
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
-        raise ImageError(f"{where}: image {name!r} cannot be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise ImageError(f"{where}: image {name} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        raise ImageError(f"{where}: image {name!r} is no name that a file can have: {error}") from error
     with data:
         start = data.read(8)
         if not start:

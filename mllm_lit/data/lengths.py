@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from rich.progress import track
 
 from mllm_lit.backbones.family import family_of_processor
 from mllm_lit.data.collate import Collate, too_long
@@ -14,6 +15,8 @@ from mllm_lit.data.prompt import FormatError, Rendered
 from mllm_lit.data.sample import ImageRef, Sample
 
 SHOWN_FAULTS = 10
+SHOWN_ROWS = 20_000
+"""From so many rows on, which take some seconds, progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def row_lengths(samples: Sequence[Sample], collate: Collate, sizes: PictureSizes
     expansions = Expansions(collate)
     faults: list[str] = []
     rows: list[Rendered] = []
-    for sample in samples:
+    for sample in track(samples, "measuring rows") if len(samples) >= SHOWN_ROWS else samples:
         try:
             rows.append(collate.format.render(sample))
         except FormatError as error:

@@ -187,6 +187,12 @@ class ChatFormat:
             spans[-1] = (spans[-1][0], len(text))
         return Rendered(prompt, text, tuple(spans))
 
+    def stop_ids(self, generation_config: Any) -> list[int]:
+        """Tokens at which an answer ends: those that the model names, and the format's own end of turn."""
+        named = generation_config.eos_token_id
+        ids = {*(named if isinstance(named, list) else [] if named is None else [named])}
+        return sorted(ids | {self.tokenizer.convert_tokens_to_ids(self.end_of_turn)})
+
     # ---- tokens ----------------------------------------------------------------------------------------------------
 
     def arguments(self, rows: Sequence[Rendered]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from PIL import Image
 
 from mllm_lit.adapters import LoRA
 from mllm_lit.backbones import Backbone
+from mllm_lit.backbones.family import family_of
 from mllm_lit.data import collate as collating
 from mllm_lit.data.collate import Collate
-from mllm_lit.data.pictures import BY_PICTURE, encoded_once
+from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.metrics import ExactMatch
 from mllm_lit.module import MLLMModule
@@ -121,4 +122,4 @@ def test_every_family_gives_the_same_logits(family: str) -> None:
             once = model(**inputs).logits
     torch.testing.assert_close(once, plain, rtol=1e-4, atol=1e-5)
     first, second = counter.calls
-    assert second * (2 if model.config.model_type in BY_PICTURE else 1) == first
+    assert second * (2 if family_of(model).features_by_picture else 1) == first
