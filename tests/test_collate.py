@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mllm_lit.data.collate import IGNORE, Collate
-from mllm_lit.data.lengths import row_lengths
+from mllm_lit.data.lengths import Expansions, row_lengths
 from mllm_lit.data.prompt import ChatFormat, FormatError
 from mllm_lit.data.sample import Sample
 from tests.tiny import tiny_processor
@@ -73,6 +73,19 @@ def test_check_measures_what_the_collator_builds(processor: Any, image: Path) ->
     rows = [sample("red", images=(image,)), sample("a long one " * 9), sample("no", images=(image, image))]
     collate = Collate(processor)
     assert row_lengths(rows, collate) == [collate([row]).tokens for row in rows]
+
+
+def test_a_processor_that_does_not_tell_what_it_writes_is_measured_row_by_row(processor: Any, image: Path) -> None:
+    class Silent(type(processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs.pop("return_text_replacement_offsets", None)
+            return super().__call__(*args, **kwargs)
+
+    silent = tiny_processor()
+    silent.__class__ = Silent
+    rows = [sample("red", images=(image,)), sample("no", images=(image, image)), sample("no")]
+    assert not Expansions(Collate(silent)).told()
+    assert row_lengths(rows, Collate(silent)) == row_lengths(rows, Collate(processor))
 
 
 def test_a_row_that_is_too_long_is_named_with_its_length(processor: Any, image: Path) -> None:

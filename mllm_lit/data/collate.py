@@ -87,7 +87,7 @@ class Collate:
         refs = {ref: sample.origin or sample.id for sample in reversed(samples) for ref in sample.images}
         decoded = {ref: load_image(ref, where) for ref, where in refs.items()}
         images = [[decoded[ref] for ref in sample.images] for sample in samples]
-        inputs = self._encode(rows, images)
+        inputs = self.encode(rows, images)
         self._check(samples, inputs)
         parts = [self.format.tokens(row) for row in rows]
         labels = torch.full_like(inputs["input_ids"], IGNORE)
@@ -108,7 +108,7 @@ class Collate:
         pictures = numbered([ref for sample in samples for ref in sample.images])
         return Batch(inputs, labels, list(samples), int(inputs["attention_mask"].sum()), prompt, pictures)
 
-    def _encode(self, rows: list[Rendered], images: list[list[Any]]) -> dict[str, Tensor]:
+    def encode(self, rows: list[Rendered], images: list[list[Any]]) -> dict[str, Tensor]:
         """What the processor makes of rows with pictures and of rows without, as one batch."""
         places = [[i for i, shown in enumerate(images) if bool(shown) is wanted] for wanted in (True, False)]
         parts = []

@@ -70,7 +70,9 @@ def messages(turns: Sequence[Turn], images: Sequence[Any], plain_assistant: bool
     for i, turn in enumerate(turns):
         shown = [{"type": "image", "image": image} for image in images] if i == 0 else []
         content: Any = [*shown, {"type": "text", "text": turn.text}]
-        told.append({"role": turn.role, "content": turn.text if plain_assistant and turn.role == "assistant" else content})
+        told.append(
+            {"role": turn.role, "content": turn.text if plain_assistant and turn.role == "assistant" else content}
+        )
     return told
 
 
@@ -82,7 +84,11 @@ def own(b: Bed, turns: Sequence[Turn], refs: Sequence[Any], ask: bool) -> Any:
         more = {} if ask else {"suffix": [turns[1].text]}
         return b.processor(text=[shown], images=[images], return_tensors="pt", **more)
     return b.processor.apply_chat_template(
-        messages(turns, images, b.plain_assistant), add_generation_prompt=ask, tokenize=True, return_dict=True, return_tensors="pt"
+        messages(turns, images, b.plain_assistant),
+        add_generation_prompt=ask,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
 
 
@@ -153,7 +159,9 @@ def labels_of(batch: Batch, row: int) -> list[int]:
 
 
 @each_family
-@pytest.mark.parametrize("answer", ["s", "d", "e", "m", "end", "im", "of", "_", "<", "</", "<|", "turn", "utterance", "A", "3."])
+@pytest.mark.parametrize(
+    "answer", ["s", "d", "e", "m", "end", "im", "of", "_", "<", "</", "<|", "turn", "utterance", "A", "3."]
+)
 def test_labels_of_answers_that_occur_in_the_end_marker(name: str, answer: str, files: list[Path]) -> None:
     b = bed(name)
     row = sample("which one?", answer, files[:1])
@@ -183,7 +191,9 @@ def test_labels_are_the_answer_and_the_end_of_turn_for_any_text(name: str, answe
     decoded = b.processor.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
     end = b.processor.tokenizer.decode(kept[-1:])
     assert kept[-1] in special_ids(b)
-    assert decoded.removesuffix(end).strip() == answer.strip() or kept == oracle_labels(b, sample("which one?", answer.strip()))
+    assert decoded.removesuffix(end).strip() == answer.strip() or kept == oracle_labels(
+        b, sample("which one?", answer.strip())
+    )
 
 
 @each_chat
@@ -192,7 +202,12 @@ def test_every_assistant_turn_is_labelled_and_nothing_else(name: str, files: lis
     row = chat(files[:1])
     batch = Collate(b.processor)([row])
     runs: list[list[int]] = []
-    for before, now, label in zip([IGNORE, *batch.labels[0].tolist()], batch.labels[0].tolist(), batch.inputs["input_ids"][0].tolist(), strict=False):
+    for before, now, label in zip(
+        [IGNORE, *batch.labels[0].tolist()],
+        batch.labels[0].tolist(),
+        batch.inputs["input_ids"][0].tolist(),
+        strict=False,
+    ):
         if now != IGNORE:
             assert now == label
             runs[-1].append(now) if before != IGNORE else runs.append([now])
@@ -266,7 +281,9 @@ def test_loss_and_answers_are_those_of_the_models_own_inputs(name: str, files: l
 
 
 @each_family
-def test_lengths_are_exact_without_decoding(name: str, files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lengths_are_exact_without_decoding(
+    name: str, files: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     b = bed(name)
     collate = Collate(b.processor)
     samples = rows(name, files)
