@@ -125,7 +125,7 @@ def row_lengths(samples: Sequence[Sample], collate: Collate, sizes: PictureSizes
             lengths = collate.format.lengths(rows, [[part.text for part in parts] for parts in written])
             lengths = [n + sum(part.more for part in parts) for n, parts in zip(lengths, written, strict=True)]
         else:
-            blanks = [[blank(shown[ref]) for ref in sample.images] for sample in samples]
+            blanks = ([blank(shown[ref]) for ref in sample.images] for sample in samples)
             encoded = (collate.encode([row], [images]) for row, images in zip(rows, blanks, strict=True))
             lengths = [int(inputs["attention_mask"].sum()) for inputs in encoded]
         if (limit := collate.max_length) is not None:
