@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities import rank_zero_only
 
 from mllm_lit.adapters.base import AdapterError
 from mllm_lit.backbones.aspect import AspectError
@@ -28,7 +29,14 @@ from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, explicit
-from mllm_lit.callbacks.run_directory import RunDirectoryError, find_last, refuse_existing, require_checkpoint
+from mllm_lit.callbacks.run_directory import (
+    RunDirectory,
+    RunDirectoryError,
+    claim,
+    find_last,
+    require_checkpoint,
+    run_directory,
+)
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.prompt import FormatError
@@ -60,6 +68,17 @@ USER_ERRORS: tuple[type[Exception], ...] = (
 
 class SaveResolvedConfig(SaveConfigCallback):
     """Keeps the resolved configuration beside the run, and as text in TensorBoard."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file to the run directory, whatever the logger."""
+        folder = run_directory(trainer)
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.config_filename
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+        self.save_config(trainer, pl_module, stage)
+        self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Add the text."""
@@ -128,13 +147,13 @@ class MLLMCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         experiment = config["experiment"] or experiment_name(config["config"])
         logger: Any = trainer.get("logger")
-        if logger in (None, True):
-            if self.continues is None:
-                checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
-                refuse_existing(config["output"] / experiment, config["version"], checkpoint)
-            logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
         forgetting = ForgettingCallback(config["keep_before"])
         callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
+        if not trainer.get("fast_dev_run"):
+            self.directory = self._directory(config, experiment)
+            callbacks.insert(0, self.directory)
+            if logger in (None, True):
+                logger = TensorBoardLogger(config["output"], name=experiment, version=self.directory.path.name)
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.
@@ -147,6 +166,17 @@ class MLLMCLI(LightningCLI):
         built = self._instantiate_trainer(settings, callbacks)
         built.fit_loop.__class__ = FitLoop
         return built
+
+    directory: RunDirectory | None = None
+    """Of this run."""
+
+    def _directory(self, config: Any, experiment: str) -> RunDirectory:
+        checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
+        if getattr(rank_zero_only, "rank", 0):  # Rank zero's will count.
+            return RunDirectory(config["output"] / experiment / (config["version"] or ""))
+        if self.continues is not None:
+            return RunDirectory(config["output"] / experiment / self.continues)
+        return RunDirectory(*claim(config["output"], experiment, config["version"], checkpoint))
 
     def _settings(self) -> dict[str, Any]:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))

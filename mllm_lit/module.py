@@ -1,7 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
@@ -80,6 +80,8 @@ class MLLMModule(L.LightningModule):
         self.reference: Reference | None = None
         # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
         self.strict_loading = False
+        self.on_checkpoint: Callable[[dict[str, Any]], None] | None = None
+        """Told a checkpoint that fits, before its weights take the place of those that are here."""
         self._window: list[tuple[Tensor, list[str]]] = []
         self.label_tokens = 0
         self.tokens = 0
@@ -384,6 +386,8 @@ class MLLMModule(L.LightningModule):
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
                 f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
             )
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(checkpoint)
         if self.importance is not None and self.importance.needs_reference:
             # θ0 is what the parameters hold now: the checkpoint's weights come right after this.
             self.reference = Reference.capture(dict(self.trainable()), None, self.importance.reference_on)

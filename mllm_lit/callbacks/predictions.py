@@ -1,7 +1,6 @@
 """Writes what the model answered: JSON lines for every evaluated set, and a picture grid for TensorBoard."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.run_directory import run_directory
 from mllm_lit.module import Record
 
 
@@ -67,10 +67,10 @@ class PredictionsCallback(L.Callback):
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, self._records)
         shown, self._records, self._shown = self._shown, {}, {}
-        log_dir = trainer.log_dir  # A broadcast: every rank has to ask.
-        if not trainer.is_global_zero or log_dir is None:
+        run = run_directory(trainer)
+        if not trainer.is_global_zero or run is None:
             return
-        folder = Path(log_dir) / "predictions" / phase
+        folder = run / "predictions" / phase
         folder.mkdir(parents=True, exist_ok=True)
         for name in ranks[0]:
             # Rank r scored rows r, r + world, ...: interleaving restores the split's order.

@@ -232,13 +232,15 @@ class MLLMDataModule(L.LightningDataModule):
         return chosen
 
     def _write_ids(self) -> None:
-        if self.trainer is None or not self.trainer.loggers or getattr(self.trainer, "fast_dev_run", False):
+        from mllm_lit.callbacks.run_directory import run_directory
+
+        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
             return
-        folder = self.trainer.log_dir  # All ranks ask for it together.
+        folder = run_directory(self.trainer)
         if folder is None or not self._first_rank:
             return
         for label, ids in self.sampled.items():
-            path = Path(folder) / "ids" / f"{label}.txt"
+            path = folder / "ids" / f"{label}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
 

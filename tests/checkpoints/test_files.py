@@ -59,7 +59,7 @@ def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "step=9.ckpt")
 
 
-def test_last_is_the_newest_checkpoint_of_the_run_started_last(tmp_path: Path) -> None:
+def test_last_is_the_newest_run_that_has_a_checkpoint(tmp_path: Path) -> None:
     assert find_last(tmp_path, None) == (None, None)
     assert find_last(tmp_path, "new") == ("new", None)
     for age, version in ((20, "version_0"), (10, "mine")):
@@ -71,14 +71,14 @@ def test_last_is_the_newest_checkpoint_of_the_run_started_last(tmp_path: Path) -
     older = save(tmp_path / "version_0" / "checkpoints" / "step=20.ckpt", 5)
     newer = save(tmp_path / "version_0" / "checkpoints" / "step=4.ckpt", 1)
     os.link(newer, newer.with_name("last.ckpt"))
-    assert find_last(tmp_path, None) == ("mine", None)
+    assert find_last(tmp_path, None) == ("version_0", newer)
+    assert find_last(tmp_path, "mine") == ("mine", None)
     assert find_last(tmp_path, "version_0") == ("version_0", newer)
     assert [path.name for path in by_age(older.parent)] == ["step=4.ckpt", "last.ckpt", "step=20.ckpt"]
 
 
 def test_a_taken_directory_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:
     path = save(tmp_path / "mine" / "checkpoints" / "step=2.ckpt", 0)
-    refuse_existing(tmp_path, None)
     refuse_existing(tmp_path, "other")
     refuse_existing(tmp_path, "mine", path)
     for checkpoint in (None, tmp_path / "elsewhere.ckpt"):
