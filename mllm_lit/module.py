@@ -17,6 +17,7 @@ from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
@@ -39,7 +40,7 @@ class Record(TypedDict):
     answer_tokens: int
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """The loss became NaN or infinite; the message names the step and the samples."""
 
 

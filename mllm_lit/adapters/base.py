@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.layout import Layout, Role
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 ConnectorMode = Literal["frozen", "tuned", "lora"]
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError, ValueError):
     """An adapter cannot do what was asked of it; the message says why and what to change."""
 
 

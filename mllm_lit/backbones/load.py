@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
 from mllm_lit.backbones.layout import Layout, find_layout
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +19,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 Checkpointing = Literal["llm", "vision", "both"]
 
 
-class BackboneError(Exception):
+class BackboneError(UserError):
     """A backbone could not be loaded; the message names the path tried and the remedy."""
 
 

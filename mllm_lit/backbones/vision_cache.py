@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.layout import Role
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ ALIGN = 64
 """Tensors of a file begin at multiples of so many bytes."""
 
 
-class VisionCacheError(RuntimeError):
+class VisionCacheError(UserError, RuntimeError):
     """The features of this backbone cannot be kept; the message says why."""
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mllm_lit.callbacks.progress import behind_a_batch
+from mllm_lit.errors import UserError
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -26,7 +27,7 @@ STOPS = (signal.SIGTERM, signal.SIGUSR1)
 """What clusters send ahead of a pre-emption or the time limit."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read; the message names it and the newest one that can."""
 
 
