@@ -14,6 +14,7 @@ import yaml
 from mllm_lit.backbones import BackboneError, ComposedBackbone
 from mllm_lit.backbones.export import ExportError, export, probe, to_plain
 from mllm_lit.backbones.run import Tuned, load_tuned, read_backbone
+from mllm_lit.errors import UserError
 from tests.backbones.parts import save_llm, save_vision
 from tests.conftest import REPOSITORY
 
