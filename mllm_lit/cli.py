@@ -33,6 +33,7 @@ from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, plain_errors, settings
 from mllm_lit.module import MLLMModule
+from mllm_lit.parsing import keep_null
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -73,6 +74,7 @@ class MLLMCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
         refuse_replaced(sys.argv[1:] if args is None else args)
+        keep_null()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         try:
             super().__init__(
