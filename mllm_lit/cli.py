@@ -31,8 +31,8 @@ from mllm_lit.callbacks.run_directory import (
 )
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
-from mllm_lit.errors import check_seed, plain_errors, settings
-from mllm_lit.module import MLLMModule
+from mllm_lit.errors import check_seed, from_settings, plain_errors
+from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import keep_null
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
@@ -118,7 +118,7 @@ class MLLMCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Model, data and trainer; what they refuse is a matter of settings."""
-        with settings():
+        with from_settings():
             super().instantiate_classes()
 
     def _set_seed(self) -> None:
@@ -152,6 +152,7 @@ class MLLMCLI(LightningCLI):
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
         settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
         built = self._instantiate_trainer(settings, callbacks)
+        check_trainer(built)
         built.fit_loop.__class__ = FitLoop
         return built
 

@@ -1,6 +1,5 @@
 """Errors of input, settings and disk, and the one place that answers them in words."""
 
-import math
 import os
 import sys
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ def is_users(error: Exception) -> bool:
 
 
 @contextmanager
-def settings() -> Iterator[None]:
+def from_settings() -> Iterator[None]:
     """Raise a ``ValueError`` of a class that is made from settings as a :class:`SettingError`."""
     try:
         yield
@@ -89,7 +88,8 @@ def in_range(
     """
     if value is None:
         return value
-    inside = math.isfinite(value) and not (
+    # Infinity and NaN have no difference from themselves; `math.isfinite` fails on whole numbers of 400 digits.
+    inside = value - value == 0 and not (
         (low is not None and value < low)
         or (high is not None and value > high)
         or (above is not None and value <= above)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jsonargparse import _typehints
+from jsonargparse._util import NestedArg
 
 
 def keep_null() -> None:
@@ -17,7 +18,7 @@ def keep_null() -> None:
 
     def adapt_class_type(value: Any, *args: Any, **kwargs: Any) -> Any:
         nested = value.get("init_args") if hasattr(value, "get") else None
-        if isinstance(nested, _typehints.NestedArg) and nested.val is None:
+        if isinstance(nested, NestedArg) and nested.val is None:
             value["init_args"] = nested._replace(val="null")
         return adapt(value, *args, **kwargs)
 
