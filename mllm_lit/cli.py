@@ -18,6 +18,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import rank_zero_only
 
 from mllm_lit.callbacks.backbone import BackboneCallback
+from mllm_lit.callbacks.checkpoint import CheckpointError
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
@@ -33,7 +34,7 @@ from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
-from mllm_lit.parsing import keep_null
+from mllm_lit.parsing import check_files, keep_null
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
@@ -73,7 +74,9 @@ class MLLMCLI(LightningCLI):
     """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
-        refuse_replaced(sys.argv[1:] if args is None else args)
+        words = sys.argv[1:] if args is None else args
+        refuse_replaced(words)
+        check_files(words)
         keep_null()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         try:
@@ -105,6 +108,10 @@ class MLLMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
         subcommand = self.config.get("subcommand")
+        if subcommand and self.config[subcommand].get("ckpt_path") == "best":
+            raise CheckpointError(
+                "--ckpt_path best: the newest checkpoints are kept, not the best. Give last or a path."
+            )
         if not subcommand or self.config[subcommand].get("ckpt_path") != "last":
             return
         config = self.config[subcommand]

@@ -52,9 +52,13 @@ def from_settings() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if isinstance(error, UserError):
+        # jsonargparse puts a ValueError with words of its own around whatever a class has raised.
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if not isinstance(cause, ValueError | UserError):
             raise
-        raise SettingError(str(error)) from error
+        raise (cause if isinstance(cause, UserError) else SettingError(str(cause))) from error
 
 
 def in_range(
