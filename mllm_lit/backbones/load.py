@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
@@ -174,6 +174,13 @@ class Backbone:
                 "Qwen-VL, InternVL, SmolVLM, LLaVA-OneVision and Pixtral also need torchvision (the build that "
                 f"matches torch), SmolVLM num2words; missing here: {missing or 'neither'}."
             ) from error
+
+
+def context(loaded: LoadedBackbone) -> int:
+    """Most tokens that a model and its tokenizer take."""
+    config: Any = loaded.model.config
+    trained: int = config.get_text_config().max_position_embeddings
+    return min(trained, cast("Any", loaded.processor).tokenizer.model_max_length)
 
 
 def resolve_source(path: str) -> str:
