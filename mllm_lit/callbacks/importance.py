@@ -143,6 +143,7 @@ def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
     assert module.loaded is not None
     if trainer.progress_bar_callback is not None and trainer.is_global_zero:
         rule.progress = show_progress
+    rule.forward_context = trainer.precision_plugin.forward_context
     if rule.needs_data == "model":
         rule.prepare(model=module.loaded.model)
     elif rule.needs_data is not None:

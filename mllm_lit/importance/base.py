@@ -1,6 +1,7 @@
 """What every importance rule is: something that decides how updates may land on the weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Literal, Self
 
@@ -59,6 +60,8 @@ class Rule:
         """State by kind and parameter name; sharded as the parameters are."""
         self.progress: Progress = no_progress
         """Wraps what :meth:`prepare` goes through; a loop may set it to draw a bar."""
+        self.forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Makes what :meth:`prepare` enters around each forward pass of the model; a loop sets its autocast here."""
         self.steps = 0
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, Tensor] = {}

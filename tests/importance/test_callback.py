@@ -17,7 +17,7 @@ from mllm_lit.callbacks.importance import ImportanceCallback, refuse_strategy, w
 from mllm_lit.callbacks.importance_log import combined
 from mllm_lit.callbacks.plots import DARK, LIGHT, Series, heat_map, scatter, ticks
 from mllm_lit.callbacks.trajectory import trajectory
-from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, RuleError, Spider
+from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -104,6 +104,28 @@ def test_every_configuration_runs_and_resumes_to_the_bit(
     assert any(not torch.equal(value, weights(first, "step=3.ckpt")[name]) for name, value in theirs.items())
     for name, value in theirs.items():
         assert torch.equal(value, ours[name]), name
+
+
+@pytest.mark.parametrize("rule", ["dowser", "ewc_generated"])
+def test_a_backbone_in_bf16_is_probed_as_it_trains(rule: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last blocks in fp32 on a base in bf16; the frozen vision encoder stays in eval mode."""
+    modes: list[dict[str, bool]] = []
+    kind = {"dowser": ModelDowser, "ewc_generated": EWC}[rule]
+    original = kind.prepare
+
+    def prepare(self: Any, gradients: Any = None, model: Any = None) -> None:
+        for step in (lambda: None, lambda: original(self, gradients, model)):
+            step()
+            modes.append({name: module.training for name, module in model.named_modules()})
+
+    monkeypatch.setattr(kind, "prepare", prepare)
+    words = ["--model.importance", str(CONFIGS / "importance" / f"{rule}.yaml"), *SMALL[rule]]
+    folder = run(
+        monkeypatch, config, *words, "--model.backbone.dtype", "bfloat16", "--trainer.precision", "bf16-mixed"
+    )
+    assert json.loads((folder / "summary.json").read_text())["cost"]["steps"] == 4
+    assert modes[0] == modes[1]
+    assert len(set(modes[0].values())) == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
