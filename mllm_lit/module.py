@@ -141,7 +141,9 @@ class MLLMModule(L.LightningModule):
 
         assert self.net is not None
         groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
-        fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+        # A fused AdamW divides by the loss's scale in its kernel, after rules and clipping have seen the gradients.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = not scaled and all(p.device.type == "cuda" for group in groups for p in group["params"])
         optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
         steps = int(self.trainer.estimated_stepping_batches)
         warm = round(self.warmup * steps)

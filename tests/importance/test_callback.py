@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,52 @@ def test_a_backbone_in_bf16_is_probed_as_it_trains(rule: str, config: Path, monk
     assert json.loads((folder / "summary.json").read_text())["cost"]["steps"] == 4
     assert modes[0] == modes[1]
     assert len(set(modes[0].values())) == 2
+
+
+@pytest.mark.parametrize("gradient", ["clipped", "unclipped"])
+def test_a_step_that_the_scaler_skips_does_not_count(
+    gradient: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of four overflows: its gradient must not enter SPIDER's sum."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2.0**-52)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    half = "{class_path: lightning.pytorch.plugins.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}"
+    words = ["--model.importance", str(CONFIGS / "importance" / "spider.yaml"), "--trainer.plugins", half]
+    folder = run(monkeypatch, config, *words, "--model.importance.gradient", gradient)
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    state = next(value for key, value in stored["callbacks"].items() if key.startswith("ImportanceCallback"))
+    assert state["steps"] == 3
+    for name, total in state["buffers"]["gradients"].items():
+        assert torch.isfinite(total).all(), name
+        assert torch.isfinite(stored["state_dict"][f"net.{name}"]).all(), name
+    assert max(float(total.abs().max()) for total in state["buffers"]["gradients"].values()) < 100  # not scaled
+
+
+def test_gradients_have_their_own_scale_where_a_scaler_is_used(tiny_folder: Path) -> None:
+    """A fused AdamW would leave the scale in what rules and clipping see; see its use in configure_optimizers."""
+    from mllm_lit.adapters import Full
+    from mllm_lit.backbones import Backbone
+    from mllm_lit.module import MLLMModule
+
+    class OnDevice(Full):
+        def parameter_groups(self, model: Any, layout: Any) -> Any:
+            return [{"params": [SimpleNamespace(device=torch.device("cuda"))], "lr": 1.0}]
+
+    module = MLLMModule(Backbone(str(tiny_folder)), OnDevice())
+    module.configure_model()
+    fused: dict[bool, Any] = {}
+    for scaled in (False, True):
+        plugin = SimpleNamespace(scaler=object() if scaled else None)
+        module._trainer = SimpleNamespace(precision_plugin=plugin, estimated_stepping_batches=1)  # type: ignore[assignment]
+
+        def made(groups: Any, scaled: bool = scaled, **settings: Any) -> torch.optim.Optimizer:
+            fused[scaled] = settings["fused"]
+            return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim, "AdamW", made)
+            module.configure_optimizers()
+    assert fused == {False: True, True: None}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
