@@ -70,7 +70,9 @@ class ModelDowser(FixedMask):
         """
         if model is None:
             raise RuleError("ModelDowser probes the model itself: call prepare(model=...).")
-        texts = self_generated(model, self.prompts, self.batch, self.length, seed=self.seed, context=self.forward_context)
+        texts = self_generated(
+            model, self.prompts, self.batch, self.length, seed=self.seed, context=self.forward_context
+        )
         scores = self.scores(model, self.progress(texts, -(-self.prompts // self.batch)))
         flat = [name for name, score in scores.items() if not score.any()]
         if flat:

@@ -121,9 +121,7 @@ def test_a_backbone_in_bf16_is_probed_as_it_trains(rule: str, config: Path, monk
 
     monkeypatch.setattr(kind, "prepare", prepare)
     words = ["--model.importance", str(CONFIGS / "importance" / f"{rule}.yaml"), *SMALL[rule]]
-    folder = run(
-        monkeypatch, config, *words, "--model.backbone.dtype", "bfloat16", "--trainer.precision", "bf16-mixed"
-    )
+    folder = run(monkeypatch, config, *words, "--model.backbone.dtype", "bfloat16", "--trainer.precision", "bf16-mixed")
     assert json.loads((folder / "summary.json").read_text())["cost"]["steps"] == 4
     assert modes[0] == modes[1]
     assert len(set(modes[0].values())) == 2

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mllm_lit.importance import L2SP, HalfFineTuning, MoFO, Reference, Rule, RuleError, Spider, kernels, sharding, spider
+from mllm_lit.importance import (
+    L2SP,
+    HalfFineTuning,
+    MoFO,
+    Reference,
+    Rule,
+    RuleError,
+    Spider,
+    kernels,
+    sharding,
+    spider,
+)
 from tests.importance.oracle import TIE, Step, spider_step
 
 SHAPES = {"matrix": (24, 17), "norm": (40,), "bias": (9,), "scalar": (), "conv": (4, 3, 5)}
@@ -374,6 +385,14 @@ def test_mapped_reference_gives_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(p, mapped.get_parameter(name))
     with pytest.raises(FileNotFoundError, match="no folder"):
         run(Bag(), Spider(reference_on=str(tmp_path / "nowhere" / "theta0.safetensors")), 1)
+
+
+def test_a_mapped_reference_outlives_the_next_run_under_its_name(tmp_path: Path) -> None:
+    one, two = ({"w": torch.full((4096,), value)} for value in (1.0, 2.0))
+    first, second = (Reference.capture(values, on=str(tmp_path / "theta0.safetensors")) for values in (one, two))
+    assert (first["w"] == 1.0).all()
+    assert (second["w"] == 2.0).all()
+    assert [file.name for file in tmp_path.iterdir()] == ["theta0.safetensors"]
 
 
 class Operators(TorchDispatchMode):
