@@ -146,7 +146,7 @@ class Spider(Rule):
         """Pass A: G += g. The sums over the new G are kept for the mask that follows."""
         if self.unclipped and not self._unclipped:
             raise RuleError(
-                "gradient: unclipped, but rule.before_step() was not called between backward and this step."
+                "gradient: unclipped, but before_step() was not called between backward and this step."
             )
         rows = []
         for name in self.parameters:
