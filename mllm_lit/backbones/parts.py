@@ -7,7 +7,7 @@ from mllm_lit.backbones.aspect import side_of
 from mllm_lit.backbones.family import CLASS_TOKEN
 from mllm_lit.backbones.layout import find_layout
 from mllm_lit.backbones.load import Backbone, BackboneError, not_found, resolve_dtype, resolve_source
-from mllm_lit.seed import mix, run_seed
+from mllm_lit.seed import Stream, stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -104,7 +104,7 @@ class ComposedBackbone(Backbone):
             model: Any = composed.ComposedForConditionalGeneration(config)
         model.model.vision_tower, model.model.language_model, model.lm_head = tower, llm.model, llm.lm_head
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(run_seed(), 3))
+            torch.manual_seed(stream_seed(Stream.CONNECTOR))
             connector = composed.ComposedForConditionalGeneration.fresh_connector(config)
         model.model.multi_modal_projector = connector.to(dtype)
         model.tie_weights()
