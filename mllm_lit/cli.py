@@ -24,11 +24,11 @@ from mllm_lit.backbones.load import BackboneError
 from mllm_lit.backbones.quantize import QuantizationError
 from mllm_lit.backbones.vision_cache import VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback
-from mllm_lit.callbacks.checkpoint import CheckpointError
+from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
-from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, explicit
+from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, check_resumable, explicit
 from mllm_lit.callbacks.run_directory import (
     RunDirectory,
     RunDirectoryError,
@@ -127,7 +127,12 @@ class MLLMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
         subcommand = self.config.get("subcommand")
-        if not subcommand or self.config[subcommand].get("ckpt_path") != "last":
+        given = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if given in ("best", "hpc") or str(given).startswith("registry"):
+            raise CheckpointError(
+                f"--ckpt_path {given}: a run keeps its newest checkpoints. Give --ckpt_path last or a file's path."
+            )
+        if given != "last":
             return
         config = self.config[subcommand]
         folder = config["output"] / (config["experiment"] or experiment_name(config["config"]))
@@ -137,6 +142,15 @@ class MLLMCLI(LightningCLI):
             require_checkpoint(found, folder, config["version"])
         print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
         config["ckpt_path"] = found and str(found)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a checkpoint that does not fit, before anything is loaded."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if path := config.get("ckpt_path"):
+            if self.subcommand == "fit":
+                check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
+            else:
+                read(Path(path))
 
     continues: str | None = None
     """Name of the run directory that ``--ckpt_path last`` goes on with."""

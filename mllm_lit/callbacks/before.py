@@ -88,8 +88,8 @@ def set_digests(trainer: L.Trainer, module: MLLMModule, phase: str, moved: bool 
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     limits = trainer.limit_test_batches if phase == "test" else trainer.limit_val_batches
-    # A part of a set is the first so many batches.
-    part = [limits, data.eval_batch_size] if limits != 1.0 else []
+    # 1.0 is all of a set and 1 its first batch.
+    part = [] if isinstance(limits, float) and limits == 1 else [repr(limits), data.eval_batch_size]
     digests = {}
     for name, rows in data.eval_rows[phase].items():
         task = data.tasks[name]
