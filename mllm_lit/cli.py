@@ -143,7 +143,7 @@ class MLLMCLI(LightningCLI):
         print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
         config["ckpt_path"] = found and str(found)
 
-    def before_instantiate_classes(self) -> None:
+    def instantiate_classes(self) -> None:
         """Refuse a checkpoint that does not fit, before anything is loaded."""
         config = self.config[self.subcommand] if self.subcommand else self.config
         if path := config.get("ckpt_path"):
@@ -151,6 +151,7 @@ class MLLMCLI(LightningCLI):
                 check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
             else:
                 read(Path(path))
+        super().instantiate_classes()
 
     continues: str | None = None
     """Name of the run directory that ``--ckpt_path last`` goes on with."""

@@ -14,7 +14,7 @@ from mllm_lit.backbones import Backbone, BackboneError
 from mllm_lit.backbones.aspect import AspectError, with_aspect
 from mllm_lit.backbones.load import checkpoint_activations, resolve_dtype
 from mllm_lit.backbones.quantize import QuantizationError
-from tests.backbones.zoo import build, picture
+from tests.processors.beds import build, picture
 from tests.tiny import save_tiny, tiny_backbone
 
 
