@@ -145,9 +145,7 @@ class Spider(Rule):
     def _add_gradients(self) -> None:
         """Pass A: G += g. The sums over the new G are kept for the mask that follows."""
         if self.unclipped and not self._unclipped:
-            raise RuleError(
-                "gradient: unclipped, but before_step() was not called between backward and this step."
-            )
+            raise RuleError("gradient: unclipped, but before_step() was not called between backward and this step.")
         rows = []
         for name in self.parameters:
             gradient = self._unclipped[name] if self.unclipped else self.gradient(name)
