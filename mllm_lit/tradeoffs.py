@@ -209,9 +209,7 @@ class Study:
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         differs = ["nothing says what it was made from"] if before is None else changed(before, now)
         if folder.is_dir() and differs == ["code"]:
-            print(
-                f"{folder} was made by other code than today's, and is taken all the same; remove it to have it run anew."
-            )
+            print(f"{folder} was made by other code, and is taken as it is; remove it to have it run anew.")
             return
         if folder.is_dir() and differs:
             old = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
