@@ -17,21 +17,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import rank_zero_only
 
-from mllm_lit.adapters.base import AdapterError
-from mllm_lit.backbones.aspect import AspectError
-from mllm_lit.backbones.layout import LayoutError
-from mllm_lit.backbones.load import BackboneError
-from mllm_lit.backbones.quantize import QuantizationError
-from mllm_lit.backbones.vision_cache import VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
-from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, check_resumable, explicit
+from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
 from mllm_lit.callbacks.run_directory import (
     RunDirectory,
-    RunDirectoryError,
     claim,
     find_last,
     require_checkpoint,
@@ -39,31 +32,11 @@ from mllm_lit.callbacks.run_directory import (
 )
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
-from mllm_lit.data.prompt import FormatError
-from mllm_lit.importance.base import RuleError
-from mllm_lit.module import MLLMModule, NonFiniteLoss
-from mllm_lit.tasks.base import DatasetError
+from mllm_lit.errors import from_settings, plain_errors
+from mllm_lit.module import MLLMModule, check_trainer
+from mllm_lit.parsing import check_files, keep_null
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-
-USER_ERRORS: tuple[type[Exception], ...] = (
-    AdapterError,
-    AspectError,
-    BackboneError,
-    CheckpointError,
-    DatasetError,
-    FormatError,
-    LayoutError,
-    MisconfigurationException,
-    NonFiniteLoss,
-    QuantizationError,
-    ResumeError,
-    RuleError,
-    RunDirectoryError,
-    VisionCacheError,
-)
-"""Errors of input and settings, each with a message that says what to change."""
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -101,20 +74,28 @@ class MLLMCLI(LightningCLI):
     """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
-        refuse_replaced(sys.argv[1:] if args is None else args)
+        words = sys.argv[1:] if args is None else args
+        refuse_replaced(words)
+        check_files(words)
+        keep_null()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        super().__init__(
-            MLLMModule,
-            MLLMDataModule,
-            subclass_mode_data=True,
-            save_config_callback=SaveResolvedConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            args=list(args) if args is not None else None,
-            run=run,
-        )
+        try:
+            super().__init__(
+                MLLMModule,
+                MLLMDataModule,
+                subclass_mode_data=True,
+                save_config_callback=SaveResolvedConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                args=list(args) if args is not None else None,
+                run=run,
+            )
+        except Exception:
+            if self.directory is not None:
+                self.directory.remove()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The name of the run and where it goes."""
@@ -151,7 +132,13 @@ class MLLMCLI(LightningCLI):
                 check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
             else:
                 read(Path(path))
-        super().instantiate_classes()
+        with from_settings():
+            super().instantiate_classes()
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        check_seed("seed_everything", None if isinstance(seed, bool) else seed)
+        super()._set_seed()
 
     continues: str | None = None
     """Name of the run directory that ``--ckpt_path last`` goes on with."""
@@ -179,6 +166,7 @@ class MLLMCLI(LightningCLI):
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
         settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
         built = self._instantiate_trainer(settings, callbacks)
+        check_trainer(built)
         built.fit_loop.__class__ = FitLoop
         return built
 
@@ -265,4 +253,5 @@ def main(args: Sequence[str] | None = None) -> None:
         arguments.insert(0, "fit")
     quiet()
     sys.argv = [sys.argv[0], *arguments]
-    MLLMCLI()
+    with plain_errors():
+        MLLMCLI()

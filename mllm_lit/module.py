@@ -17,6 +17,7 @@ from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import SettingError, UserError, in_range
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
@@ -39,7 +40,7 @@ class Record(TypedDict):
     answer_tokens: int
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """The loss became NaN or infinite; the message names the step and the samples."""
 
 
@@ -73,8 +74,10 @@ class MLLMModule(L.LightningModule):
         super().__init__()
         self.vision_cache = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
-        self.schedule, self.warmup, self.betas, self.eps = schedule, warmup, betas, eps
-        self.max_new_tokens = max_new_tokens
+        self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
+        first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
+        self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)
+        self.max_new_tokens = in_range("model.max_new_tokens", max_new_tokens, 1)
         self.loaded: LoadedBackbone | None = None
         self.net: nn.Module | None = None
         self.reference: Reference | None = None
@@ -95,6 +98,8 @@ class MLLMModule(L.LightningModule):
         """Load the backbone and attach the adapter, once."""
         if self.net is not None:
             return
+        if self._trainer is not None:
+            check_trainer(self._trainer)
         precision = str(self._trainer.precision) if self._trainer is not None else None
         if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
             self.backbone.dtype = "float32"
@@ -185,7 +190,7 @@ class MLLMModule(L.LightningModule):
             if "image" not in str(error).lower():
                 raise
             ids = ", ".join(sample.id for sample in batch.samples[:8])
-            raise ValueError(
+            raise SettingError(
                 f"The vision encoder's features do not fit the image tokens of the text (samples {ids}): {error}. "
                 "The processor and the weights disagree about image size, patch size or the CLS token; take both "
                 "from the same folder, or set the processor's patch_size, num_additional_image_tokens and "
@@ -197,10 +202,10 @@ class MLLMModule(L.LightningModule):
         """Refuse what a strategy cannot do.
 
         Raises:
-            ValueError: The strategy hides gradients, and a rule or an accumulation needs them.
+            SettingError: The strategy hides gradients, and a rule or an accumulation needs them.
         """
         if self._hidden and (self.importance is not None or self.trainer.accumulate_grad_batches > 1):
-            raise ValueError(
+            raise SettingError(
                 "DeepSpeed keeps gradients to itself: importance rules, and trainer.accumulate_grad_batches above 1 "
                 "with a loss over all answer tokens of a step, need them. Use configs/trainer/fsdp2.yaml or ddp.yaml."
             )
@@ -367,13 +372,13 @@ class MLLMModule(L.LightningModule):
         """Refuse what does not belong to this model.
 
         Raises:
-            ValueError: The checkpoint is of another backbone or another adapter.
+            SettingError: The checkpoint is of another backbone or another adapter.
         """
         own = checkpoint.get("mllm_lit")
         if own is None:
-            raise ValueError("This checkpoint was not written by mllm_lit. Give one from a run's checkpoints/ folder.")
+            raise SettingError("This checkpoint was not written by mllm_lit. Give one of a run's checkpoints/.")
         if own["backbone"] != self._loaded.identity:
-            raise ValueError(
+            raise SettingError(
                 f"The checkpoint was trained on the backbone {own['backbone_path']!r} ({own['backbone'][:12]}), but "
                 f"this run has {str(self.backbone.path)!r} ({self._loaded.identity[:12]}). Its tensors mean nothing "
                 "on other weights: resume with --model.backbone set to that backbone."
@@ -383,7 +388,7 @@ class MLLMModule(L.LightningModule):
         if mine != theirs:
             missing, extra = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
             shapes = [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]
-            raise ValueError(
+            raise SettingError(
                 f"The checkpoint holds the adapter {own['adapter']}, which does not fit this run's "
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
                 f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
@@ -409,6 +414,22 @@ def replay_sums(nll: Tensor, counts: Tensor, samples: Sequence[Sample]) -> tuple
         zero = nll.new_zeros((), dtype=torch.float64)
         return zero, zero
     return nll.detach()[replayed].double().sum(), counts[replayed].double().sum()
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse what a trainer takes and cannot do, before anything is read or loaded.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise SettingError(
+            f"trainer.precision is {trainer.precision}, which would turn the trained weights into 16 bits: updates "
+            f"smaller than their rounding are lost. Set it to {str(trainer.precision).replace('true', 'mixed')}; the "
+            "frozen weights are in 16 bits by model.backbone.dtype."
+        )
+    in_range("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1)
+    in_range("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
 
 
 def refuse_mixed_dtypes(net: nn.Module) -> None:

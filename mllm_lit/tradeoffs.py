@@ -16,12 +16,13 @@ from typing import Any
 
 import yaml
 
+from mllm_lit.errors import UserError
 from mllm_lit.metrics import tradeoff
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
 
 
-class GridError(ValueError):
+class GridError(UserError, ValueError):
     """The grid file cannot be read as one; the message names the method and the key."""
 
 

@@ -7,11 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mllm_lit.adapters import AdapterError
-from mllm_lit.backbones import BackboneError, LayoutError
 from mllm_lit.backbones.ask import Conversation
 from mllm_lit.backbones.run import load_tuned
-from mllm_lit.data.images import ImageError
+from mllm_lit.errors import plain_errors
 
 
 def main() -> None:
@@ -26,11 +24,8 @@ def main() -> None:
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--chat", action="store_true", help="ask several questions")
     options = parser.parse_args()
-    try:
-        tuned = load_tuned(options.backbone, options.run, dtype=options.dtype)
-        conversation = Conversation(tuned, options.image)
-    except (AdapterError, BackboneError, ImageError, LayoutError) as error:
-        sys.exit(str(error))
+    tuned = load_tuned(options.backbone, options.run, dtype=options.dtype)
+    conversation = Conversation(tuned, options.image)
     import torch
     from transformers import TextStreamer
 
@@ -50,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -9,8 +9,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mllm_lit.cli import MLLMCLI, USER_ERRORS, quiet
+from mllm_lit.cli import MLLMCLI, quiet
 from mllm_lit.data.preflight import check, read_all
+from mllm_lit.errors import plain_errors
 
 
 def main() -> int:
@@ -32,7 +33,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         sys.exit(main())
-    except USER_ERRORS as error:
-        sys.exit(f"{type(error).__name__}: {error}")

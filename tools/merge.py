@@ -14,11 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from mllm_lit.adapters import AdapterError
-from mllm_lit.backbones import BackboneError
-from mllm_lit.backbones.quantize import QuantizationError
 from mllm_lit.cli import quiet
-from mllm_lit.merging import MERGES, MergeError
+from mllm_lit.errors import plain_errors
+from mllm_lit.merging import MERGES
 
 
 def main() -> None:
@@ -46,7 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         main()
-    except (AdapterError, BackboneError, MergeError, QuantizationError) as error:
-        raise SystemExit(str(error)) from error

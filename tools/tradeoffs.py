@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mllm_lit.cells import facts
-from mllm_lit.tradeoffs import Study, read_grid, write_report
+from mllm_lit.errors import plain_errors
+from mllm_lit.tradeoffs import GridError, Study, read_grid, write_report
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     grid = read_grid(options.grid)
     if unknown := set(options.only or ()) - grid.methods.keys():
-        raise SystemExit(f"The grid has no method {sorted(unknown)}; it has {list(grid.methods)}.")
+        raise GridError(f"The grid has no method {sorted(unknown)}; it has {list(grid.methods)}.")
     folder = options.results / grid.name
     folder.mkdir(parents=True, exist_ok=True)
     study = Study(grid, options.runs, run, facts)
@@ -48,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
 from mllm_lit.backbones.layout import Layout, find_layout
+from mllm_lit.errors import UserError, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 Checkpointing = Literal["llm", "vision", "both"]
 
 
-class BackboneError(Exception):
+class BackboneError(UserError):
     """A backbone could not be loaded; the message names the path tried and the remedy."""
 
 
@@ -81,7 +82,7 @@ class Backbone:
         self.gradient_checkpointing: Checkpointing | None = gradient_checkpointing
         self.quantization = quantization
         self.trust_remote_code = trust_remote_code
-        self.max_length = max_length
+        self.max_length = in_range("backbone.max_length", max_length, 1)
         self.revision = revision
         self.aspect: Aspect | None = aspect
         self.processor = processor or {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.layout import Role
+from mllm_lit.errors import UserError, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ ALIGN = 64
 """Tensors of a file begin at multiples of so many bytes."""
 
 
-class VisionCacheError(RuntimeError):
+class VisionCacheError(UserError, RuntimeError):
     """The features of this backbone cannot be kept; the message says why."""
 
 
@@ -44,11 +45,7 @@ class VisionCache:
     """
 
     def __init__(self, gigabytes: float = 4.0, folder: Path | str | None = None) -> None:
-        if gigabytes <= 0:
-            raise VisionCacheError(
-                f"vision_cache.gigabytes is {gigabytes:g}; give what may be used, or drop the cache."
-            )
-        self.limit = int(gigabytes * 1e9)
+        self.limit = int(in_range("vision_cache.gigabytes", gigabytes, above=0) * 1e9)
         self.folder = None if folder is None else Path(folder).expanduser()
         self.encoded = self.looked_up = self.bytes = 0
         self._kept: dict[Key, list[Tensor]] = {}

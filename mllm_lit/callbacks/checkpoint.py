@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mllm_lit.callbacks.progress import behind_a_batch
+from mllm_lit.errors import UserError, in_range
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -28,7 +29,7 @@ STOPS = (signal.SIGTERM, signal.SIGUSR1)
 """What clusters send ahead of a pre-emption or the time limit."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read; the message names it and the newest one that can."""
 
 
@@ -168,12 +169,8 @@ class TrainableCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 100, keep: int = 2) -> None:
-        if every_n_train_steps < 1 or keep == 0 or keep < -1:
-            raise ValueError(
-                f"TrainableCheckpoint got every_n_train_steps={every_n_train_steps} and keep={keep}; expected an "
-                "interval of at least 1, and -1 (all) or at least 1 to keep."
-            )
-        self.every_n_train_steps, self.keep = every_n_train_steps, keep
+        self.every_n_train_steps = in_range("TrainableCheckpoint.every_n_train_steps", every_n_train_steps, 1)
+        self.keep = keep if keep == -1 else in_range("TrainableCheckpoint.keep (-1 for all)", keep, 1)
         self.folder: Path | None = None
         self._stop = self._ends = False
         self._step = self._saved = self._final = 0

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from mllm_lit.callbacks.checkpoint import read
+from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 
 Settings = dict[str, Any]
@@ -51,7 +52,7 @@ TRAINER = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_
 ROWS = "data.batch_size x ranks"
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError, ValueError):
     """A run cannot go on from a checkpoint because its settings differ; the message names them with both values."""
 
 

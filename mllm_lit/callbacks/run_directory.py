@@ -8,11 +8,12 @@ from typing import Any
 import lightning as L
 
 from mllm_lit.callbacks.checkpoint import FOLDER, CheckpointError, by_age
+from mllm_lit.errors import UserError
 
 CONFIG = "config.yaml"
 
 
-class RunDirectoryError(ValueError):
+class RunDirectoryError(UserError, ValueError):
     """The run directory that was asked for is taken, or lies somewhere else than all run directories."""
 
 
@@ -38,12 +39,12 @@ class RunDirectory(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing behind a start that failed."""
-        if isinstance(exception, Exception) and not self._trained and trainer.is_global_zero:
+        if isinstance(exception, Exception) and trainer.is_global_zero:
             self.remove()
 
     def remove(self) -> None:
-        """Take the folder away, if this run has made it."""
-        if self.made:
+        """Take the folder away, if this run has made it and trained nothing."""
+        if self.made and not self._trained:
             shutil.rmtree(self.path, ignore_errors=True)
 
 

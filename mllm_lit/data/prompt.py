@@ -7,12 +7,13 @@ from typing import Any
 
 from mllm_lit.backbones.family import family_of_processor
 from mllm_lit.data.sample import Sample, Turn
+from mllm_lit.errors import UserError
 
 PROBE = "qzanswer{}zq"
 """Stands for an answer where it is found out what a chat format writes around it."""
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A row cannot be put into the model's chat format; the message names the row and the remedy."""
 
 

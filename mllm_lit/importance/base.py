@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mllm_lit.errors import UserError
 from mllm_lit.importance.reference import Reference
 from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
 
@@ -21,7 +22,7 @@ BINS = 50
 """Of :meth:`Rule.histograms`."""
 
 
-class RuleError(Exception):
+class RuleError(UserError):
     """A rule cannot do what is asked here; the message says why and what to change."""
 
 

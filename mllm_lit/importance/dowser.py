@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import RuleError
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.probing import evaluating, self_generated
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.select import select_top
@@ -51,11 +52,10 @@ class ModelDowser(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        for key, value in (("prompts", prompts), ("probes", probes), ("length", length), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"{key} is {value}; it has to be at least 1.")
-        self.trained_share = check_share("trained", trained)
-        self.prompts, self.probes, self.length, self.batch, self.seed = prompts, probes, length, batch, seed
+        self.trained_share = in_range("importance.trained", trained, 0, 1)
+        self.prompts, self.probes = in_range("importance.prompts", prompts, 1), in_range("importance.probes", probes, 1)
+        self.length, self.batch = in_range("importance.length", length, 1), in_range("importance.batch", batch, 1)
+        self.seed = check_seed("importance.seed", seed)
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
         """Probe the model.

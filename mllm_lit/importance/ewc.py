@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.probing import self_generated
 from mllm_lit.importance.pull import Pull
@@ -38,7 +39,7 @@ class EWC(Pull):
         reference_on: str = "device",
     ) -> None:
         super().__init__(strength, form, reference_on)
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed = in_range("importance.rows", rows, 1), check_seed("importance.seed", seed)
         self.needs_data = "source" if fisher == "source" else "model"
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:

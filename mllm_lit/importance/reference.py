@@ -10,6 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mllm_lit.errors import SettingError
 from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -125,7 +126,7 @@ def _given(name: str, parameter: Tensor, values: Mapping[str, Tensor]) -> Tensor
     if value.shape == parameter.shape:
         value = shard_like(value, parameter)
     if value.shape != local(parameter).shape:
-        raise ValueError(
+        raise SettingError(
             f"The reference of {name!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}; "
             "were these weights saved from another model?"
         )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance import kernels
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.seeding import generator
@@ -65,16 +66,14 @@ class Spider(Rule):
         reference_on: str = "device",
     ) -> None:
         super().__init__(reference_on)
-        if not 0.0 < decay <= 1.0:
-            raise ValueError(f"decay is {decay}; as a factor on the sum of gradients it has to be in (0, 1].")
         self.importance = importance
         self.mask_form = mask
         self.blend = blend
         self.absolute = accumulate == "absolute"
         self.unclipped = gradient == "unclipped"
-        self.decay = decay
+        self.decay = in_range("importance.decay", decay, high=1, above=0)
         self.dtype = torch.float32 if accumulator == "float32" else torch.bfloat16
-        self.seed = seed
+        self.seed = check_seed("importance.seed", seed)
         self.compile = compile
         self._work_by_shape: dict[torch.Size, kernels.Work] = {}
 

@@ -8,6 +8,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, ClassVar
 
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -33,7 +34,7 @@ class Fault:
         return f"{self.file}:{self.row}: {self.reason}" if self.row else f"{self.file}: {self.reason}"
 
 
-class DatasetError(Exception):
+class DatasetError(UserError):
     """A dataset is missing, incomplete or malformed; the message names the file, the row and the remedy.
 
     Attributes:

@@ -1,0 +1,119 @@
+"""Errors of input, settings and disk, and the one place that answers them in words."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Number = TypeVar("Number", int, float, int | None, float | None)
+
+TRACEBACK = "MLLM_LIT_TRACEBACK"
+"""Environment variable; 1 shows where in the code an error was raised."""
+HIGHEST_SEED = 2**32 - 1
+
+
+class UserError(Exception):
+    """What a user gave cannot be used; the message says what was found, what is expected and what to change."""
+
+
+class SettingError(UserError, ValueError):
+    """A setting has a value that cannot be used."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the process with status 1 and the message alone where the user, not the code, is at fault.
+
+    ``MLLM_LIT_TRACEBACK=1`` shows the traceback, too; other errors always keep theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_users(error) or os.environ.get(TRACEBACK) == "1":
+            raise
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        raise SystemExit(1) from None
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error is one of input, settings or disk."""
+    import yaml
+
+    # Rules, tasks and metrics work without Lightning; where it was not imported, it has raised nothing.
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    theirs = lightning is not None and isinstance(error, lightning.MisconfigurationException)
+    return theirs or isinstance(error, (UserError, OSError, yaml.YAMLError))
+
+
+@contextmanager
+def from_settings() -> Iterator[None]:
+    """Raise a ``ValueError`` of a class that is made from settings as a :class:`SettingError`."""
+    try:
+        yield
+    except ValueError as error:
+        # jsonargparse puts a ValueError with words of its own around whatever a class has raised.
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        if not isinstance(cause, ValueError | UserError):
+            raise
+        raise (cause if isinstance(cause, UserError) else SettingError(str(cause))) from error
+
+
+def in_range(
+    name: str,
+    value: Number,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+) -> Number:
+    """The value, if it is a finite number within its bounds, or ``None``.
+
+    Args:
+        name: Of the setting, for the message.
+        value: What was given.
+        low: The least that is allowed.
+        high: The most.
+        above: What it has to exceed.
+        below: What it has to stay under.
+
+    Raises:
+        SettingError: It is not.
+
+    >>> in_range("rank", 8, 1)
+    8
+    >>> in_range("warmup", 2.0, 0, 1)
+    Traceback (most recent call last):
+        ...
+    mllm_lit.errors.SettingError: warmup is 2.0; expected a number from 0 to 1.
+    """
+    if value is None:
+        return value
+    # Infinity and NaN have no difference from themselves; `math.isfinite` fails on whole numbers of 400 digits.
+    inside = value - value == 0 and not (
+        (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
+    )
+    if inside:
+        return value
+    if low is not None and high is not None:
+        raise SettingError(f"{name} is {value}; expected a number from {low:g} to {high:g}.")
+    words = (("at least", low), ("at most", high), ("above", above), ("below", below))
+    bounds = " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+    raise SettingError(f"{name} is {value}; expected a finite number{' ' + bounds if bounds else ''}.")
+
+
+def check_seed(name: str, value: int | None) -> int | None:
+    """The seed, if numpy and torch can both take it.
+
+    Raises:
+        SettingError: They cannot.
+    """
+    if value is not None and not 0 <= value <= HIGHEST_SEED:
+        raise SettingError(f"{name} is {value}; expected a whole number from 0 to {HIGHEST_SEED}.")
+    return value
