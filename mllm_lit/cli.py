@@ -32,7 +32,7 @@ from mllm_lit.callbacks.run_directory import (
 )
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
-from mllm_lit.errors import from_settings, plain_errors
+from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import check_files, keep_null
 

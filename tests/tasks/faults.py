@@ -157,7 +157,7 @@ def broken_table(path: Path, chance: random.Random) -> str:
         return how
     columns = datasets.Dataset.from_parquet(str(path)).to_dict()
     name = chance.choice(list(columns))
-    how, value = chance.choice([(h, v) for h, v in VALUES.items() if h not in ("surrogate",)])
+    how, value = chance.choice([(h, v) for h, v in VALUES.items() if h not in ("surrogate", "object")])
     whole = chance.random() < 0.3
     columns[name] = [value] * 2 if whole else [value, columns[name][1]]
     try:
