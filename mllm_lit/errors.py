@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float, int | None, float | None)
@@ -92,6 +93,8 @@ def in_range(
     """
     if value is None:
         return value
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise SettingError(f"{name} is {value!r}; expected a number.")
     # Infinity and NaN have no difference from themselves; `math.isfinite` fails on whole numbers of 400 digits.
     inside = value - value == 0 and not (
         (low is not None and value < low)

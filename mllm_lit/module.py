@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.family import family_of
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
@@ -130,8 +130,7 @@ class MLLMModule(L.LightningModule):
         """Longest sequence, in tokens, image tokens counted in: as configured, else what the LLM was trained for."""
         if self.backbone.max_length is not None:
             return self.backbone.max_length
-        trained: int = self._loaded.model.config.get_text_config().max_position_embeddings
-        return min(trained, self.processor.tokenizer.model_max_length)
+        return context(self._loaded)
 
     @property
     def _loaded(self) -> LoadedBackbone:

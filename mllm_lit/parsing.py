@@ -1,14 +1,16 @@
 """What the parser of the command line is helped with."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import _typehints
+from jsonargparse import _common, _typehints, set_parsing_settings
 from jsonargparse._util import NestedArg
 
-from mllm_lit.errors import SettingError
+from mllm_lit.errors import SettingError, UserError
 
 LISTS = ("callbacks", "logger", "plugins")
 """Settings whose file may hold a list."""
@@ -21,11 +23,10 @@ def check_files(words: Sequence[str]) -> None:
         SettingError: One is not text, not YAML, or holds no settings.
     """
     for name, value in pairs(words):
-        path = Path(value)
-        if not (name == "config" or path.suffix in (".yaml", ".yml")) or not path.is_file():
+        if not (name == "config" or value.endswith((".yaml", ".yml"))) or not os.path.isfile(value):
             continue
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SettingError(f"--{name} {value} is no readable YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict) and not (isinstance(content, list) and name.endswith(LISTS)):
@@ -63,3 +64,53 @@ def keep_null() -> None:
 
     adapt_class_type.keeps_null = True  # type: ignore[attr-defined]
     _typehints.adapt_class_type = adapt_class_type
+
+
+OWN = "mllm_lit"
+REMOTE = "remote_code"
+
+
+class TrustError(UserError):
+    """A folder's configuration would run code that the user has not named."""
+
+
+@contextmanager
+def only_trusted(file: Path, settings: Any, trust: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context, settings can name classes of this package and of trusted modules only.
+
+    Args:
+        file: Where the settings come from.
+        settings: Checked ahead, for a message that says what to do.
+        trust: Further modules; ``remote_code`` for the code that a backbone brings along.
+
+    Raises:
+        TrustError: The settings name something else.
+    """
+    for name, value in named(settings):
+        if name == "trust_remote_code" and value is True and REMOTE not in trust:
+            raise TrustError(
+                f"{file} asks for the code that comes with its backbone (trust_remote_code). If you have read that "
+                f"code, add --trust {REMOTE}."
+            )
+        if name == "class_path" and not str(value).startswith(tuple(f"{module}." for module in (OWN, *trust))):
+            raise TrustError(
+                f"{file} names the class {value!r}, which is not of {OWN}: making it runs code. If you know that code, "
+                f"add --trust {str(value).partition('.')[0]}."
+            )
+    kept = dict(_common.parsing_settings)
+    # Whatever is spelled in some other way is denied by the parser.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[OWN, *trust])
+    try:
+        yield
+    finally:
+        _common.parsing_settings.clear()
+        _common.parsing_settings.update(kept)
+
+
+def named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every name of nested settings, with its value."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        yield name, value
+        yield from named(value)
+    for item in tree if isinstance(tree, list) else ():
+        yield from named(item)

@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
@@ -208,6 +208,13 @@ def _builds(kind: Any, config: Any, attention: str, options: Mapping[str, Any]) 
     except (ValueError, ImportError):
         return False
     return True
+
+
+def context(loaded: LoadedBackbone) -> int:
+    """Most tokens that a model and its tokenizer take."""
+    config: Any = loaded.model.config
+    trained: int = config.get_text_config().max_position_embeddings
+    return min(trained, cast("Any", loaded.processor).tokenizer.model_max_length)
 
 
 def resolve_source(path: str, revision: str | None = None) -> str:
