@@ -16,6 +16,7 @@ import lightning as L
 import mllm_lit
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
+from mllm_lit.errors import writing
 from mllm_lit.module import MLLMModule, Record
 
 Scores = dict[str, dict[str, float]]
@@ -49,13 +50,15 @@ class ScoresKept:
 
     def save(self, place: Path, scores: Scores, predictions: Path) -> None:
         """Keep them, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            content = Path(made) / "content"
-            shutil.copytree(predictions, content / "predictions")
-            (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-            if not place.exists():  # else another run was faster
-                os.replace(content, place)
+        size = sum(file.stat().st_size for file in predictions.iterdir())
+        with writing(place, size, "The run directory has the same scores. Leave --keep_before out, or make room."):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder) as made:
+                content = Path(made) / "content"
+                shutil.copytree(predictions, content / "predictions")
+                (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+                if not place.exists():  # else another run was faster
+                    os.replace(content, place)
 
 
 def facts(trainer: L.Trainer, module: MLLMModule) -> dict[str, Any]:

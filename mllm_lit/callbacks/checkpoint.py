@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mllm_lit.callbacks.progress import behind_a_batch
-from mllm_lit.errors import UserError, in_range
+from mllm_lit.errors import UserError, free, in_range
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -121,12 +121,6 @@ def tensors(checkpoint: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     for state in checkpoint.get("optimizer_states", []):
         found += [(f"optimizer {key}", value) for entry in state["state"].values() for key, value in entry.items()]
     return ((name, t) for name, t in found if isinstance(t, torch.Tensor) and t.is_floating_point())
-
-
-def free(path: Path) -> str:
-    """Bytes that are free where a file is to be written, for a message."""
-    there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
-    return f"{shutil.disk_usage(there).free:,}"
 
 
 def fault(path: Path) -> str | None:

@@ -1,6 +1,8 @@
 """Conversations in LLaVA's JSON format."""
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -35,14 +37,15 @@ class Entry(Row):
 
     id: Key
     conversations: list[Said]
-    image: Text | list[Text] | None = None
+    image: str | list[Text] | None = None
 
 
 class Conversations(Task):
     """A list of ``{id, image?, conversations}``; template field ``{question}``.
 
     A conversation is one sample: every answer of it is trained on, the last one is generated and scored. Pictures come
-    ahead of the first question's text, wherever their markers are.
+    ahead of the first question's text, wherever their markers are. Of conversations with one id the later ones are
+    numbered (``id#1``, ``id#2``, ...).
 
     Args:
         prompt: Template of each user turn.
@@ -71,10 +74,20 @@ class Conversations(Task):
         if Path(root).is_dir():
             self.check_split(split, sorted(path.stem for path in Path(root).glob("*.json")))
         path = self.locate(root, f"{split}.json")
-        return collect(path, enumerate(read_list(path, Entry)), partial(self._row, path, Path(root) / self.images))
+        entries = enumerate(read_list(path, Entry))
+        samples = collect(path, entries, partial(self._row, path, Path(root) / self.images))
+        # LLaVA's own files give the conversations on a picture one id.
+        seen: Counter[str] = Counter()
+        for place, sample in enumerate(samples):
+            if count := seen[sample.id]:
+                samples[place] = replace(sample, id=f"{sample.id}#{count}")
+            seen[sample.id] += 1
+        return samples
 
     def _row(self, path: Path, folder: Path, row: str, entry: Entry) -> Iterable[Sample]:
         names = [entry.image] if isinstance(entry.image, str) else entry.image or []
+        if not all(name.strip() for name in names):
+            raise ValueError("field 'image' is blank; leave it out where there is no picture")
         said = [(ROLES[turn.who], turn.value) for turn in entry.conversations]
         exchanges = said[1:] if said and said[0][0] == "system" else said
         if not exchanges or [role for role, _ in exchanges] != ["user", "assistant"] * (len(exchanges) // 2):
