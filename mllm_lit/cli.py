@@ -18,11 +18,11 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import rank_zero_only
 
 from mllm_lit.callbacks.backbone import BackboneCallback
-from mllm_lit.callbacks.checkpoint import CheckpointError
+from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
-from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, explicit
+from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
 from mllm_lit.callbacks.run_directory import (
     RunDirectory,
     claim,
@@ -108,11 +108,12 @@ class MLLMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
         subcommand = self.config.get("subcommand")
-        if subcommand and self.config[subcommand].get("ckpt_path") == "best":
+        given = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if given in ("best", "hpc") or str(given).startswith("registry"):
             raise CheckpointError(
-                "--ckpt_path best: the newest checkpoints are kept, not the best. Give last or a path."
+                f"--ckpt_path {given}: a run keeps its newest checkpoints. Give --ckpt_path last or a file's path."
             )
-        if not subcommand or self.config[subcommand].get("ckpt_path") != "last":
+        if given != "last":
             return
         config = self.config[subcommand]
         folder = config["output"] / (config["experiment"] or experiment_name(config["config"]))
@@ -124,7 +125,13 @@ class MLLMCLI(LightningCLI):
         config["ckpt_path"] = found and str(found)
 
     def instantiate_classes(self) -> None:
-        """Model, data and trainer; what they refuse is a matter of settings."""
+        """Refuse a checkpoint that does not fit, before anything is loaded."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if path := config.get("ckpt_path"):
+            if self.subcommand == "fit":
+                check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
+            else:
+                read(Path(path))
         with from_settings():
             super().instantiate_classes()
 

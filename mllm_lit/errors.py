@@ -1,10 +1,12 @@
 """Errors of input, settings and disk, and the one place that answers them in words."""
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
+from pathlib import Path
 from typing import TypeVar
 
 Number = TypeVar("Number", int, float, int | None, float | None)
@@ -12,6 +14,8 @@ Number = TypeVar("Number", int, float, int | None, float | None)
 TRACEBACK = "MLLM_LIT_TRACEBACK"
 """Environment variable; 1 shows where in the code an error was raised."""
 HIGHEST_SEED = 2**32 - 1
+FULL = ("No space left", "I/O error", "I/O: ", "failed writing file", "iostream error", "unexpected pos")
+"""Words of torch and safetensors where a disk takes no more."""
 
 
 class UserError(Exception):
@@ -20,6 +24,42 @@ class UserError(Exception):
 
 class SettingError(UserError, ValueError):
     """A setting has a value that cannot be used."""
+
+
+class DiskError(UserError, OSError):
+    """A file cannot be written; the message says how much it takes, how much is free, and what is safe."""
+
+
+@contextmanager
+def writing(path: Path, needed: int | None = None, safe: str = "") -> Iterator[None]:
+    """Name a file or folder that the disk does not take.
+
+    Args:
+        path: Where something is written.
+        needed: Its size in bytes, if that is known.
+        safe: What is not lost, as a sentence.
+
+    Raises:
+        DiskError: It cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # safetensors and torch raise errors of their own where a disk is full.
+        words = str(getattr(error, "strerror", None) or error)
+        full = any(told in words for told in FULL)
+        if not full and not isinstance(error, OSError):
+            raise
+        size = "" if needed is None else f" It takes about {needed:,} bytes."
+        raise DiskError(
+            f"{path} could not be written: {words}.{size} {free(path)} bytes are free. {safe}".strip()
+        ) from error
+
+
+def free(path: Path) -> str:
+    """Bytes that are free where a file is to be written, for a message."""
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    return f"{shutil.disk_usage(there).free:,}"
 
 
 @contextmanager

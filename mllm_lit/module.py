@@ -21,7 +21,7 @@ from mllm_lit.errors import SettingError, UserError, in_range
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
-from mllm_lit.seed import mix, run_seed
+from mllm_lit.seed import Stream, stream_seed
 from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
 
 
@@ -106,7 +106,7 @@ class MLLMModule(L.LightningModule):
         self.loaded = self.backbone.load()
         # The adapter's initialisation must not depend on what drew random numbers before it.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(run_seed(), 1))
+            torch.manual_seed(stream_seed(Stream.ADAPTER))
             self.net = self.adapter.attach(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
@@ -149,7 +149,9 @@ class MLLMModule(L.LightningModule):
 
         assert self.net is not None
         groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
-        fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+        # A fused AdamW divides by the loss's scale in its kernel, after rules and clipping have seen the gradients.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = not scaled and all(p.device.type == "cuda" for group in groups for p in group["params"])
         optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
         steps = int(self.trainer.estimated_stepping_batches)
         warm = round(self.warmup * steps)
@@ -209,7 +211,7 @@ class MLLMModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on the seed and the position alone, so a resumed run repeats it."""
-        torch.manual_seed(mix(run_seed(), 2, self.trainer.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(stream_seed(Stream.DROPOUT, self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the answers' NLL; its scale is set when the step's tokens are known."""

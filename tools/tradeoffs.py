@@ -1,7 +1,8 @@
 """Run the trade-off study of a grid file, or go on with it: python tools/tradeoffs.py --grid benchmarks/tradeoffs.yaml.
 
 Writes one JSON per method to benchmarks/results/tradeoffs/GRID/, and from all that are there the table and the plot of
-docs/tradeoffs.md (--report writes only those). Finished cells are skipped, so it may be stopped at any time.
+docs/tradeoffs.md (--report writes only those). Finished cells are skipped, so it may be stopped at any time;
+those whose settings or data were edited since are run anew, and the old ones kept aside.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mllm_lit.cells import facts
 from mllm_lit.errors import plain_errors
 from mllm_lit.tradeoffs import GridError, Study, read_grid, write_report
 
@@ -38,7 +40,7 @@ def main() -> None:
         raise GridError(f"The grid has no method {sorted(unknown)}; it has {list(grid.methods)}.")
     folder = options.results / grid.name
     folder.mkdir(parents=True, exist_ok=True)
-    study = Study(grid, options.runs, run)
+    study = Study(grid, options.runs, run, facts)
     for name, method in grid.methods.items():
         if not options.report and name in (options.only or grid.methods):
             text = json.dumps(study.method(method), indent=1) + "\n"

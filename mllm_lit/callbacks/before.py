@@ -16,6 +16,7 @@ import lightning as L
 import mllm_lit
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
+from mllm_lit.errors import writing
 from mllm_lit.module import MLLMModule, Record
 
 Scores = dict[str, dict[str, float]]
@@ -49,13 +50,15 @@ class ScoresKept:
 
     def save(self, place: Path, scores: Scores, predictions: Path) -> None:
         """Keep them, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            content = Path(made) / "content"
-            shutil.copytree(predictions, content / "predictions")
-            (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-            if not place.exists():  # else another run was faster
-                os.replace(content, place)
+        size = sum(file.stat().st_size for file in predictions.iterdir())
+        with writing(place, size, "The run directory has the same scores. Leave --keep_before out, or make room."):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder) as made:
+                content = Path(made) / "content"
+                shutil.copytree(predictions, content / "predictions")
+                (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+                if not place.exists():  # else another run was faster
+                    os.replace(content, place)
 
 
 def facts(trainer: L.Trainer, module: MLLMModule) -> dict[str, Any]:
@@ -88,8 +91,8 @@ def set_digests(trainer: L.Trainer, module: MLLMModule, phase: str, moved: bool 
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     limits = trainer.limit_test_batches if phase == "test" else trainer.limit_val_batches
-    # A part of a set is the first so many batches.
-    part = [limits, data.eval_batch_size] if limits != 1.0 else []
+    # 1.0 is all of a set and 1 its first batch.
+    part = [] if isinstance(limits, float) and limits == 1 else [repr(limits), data.eval_batch_size]
     digests = {}
     for name, rows in data.eval_rows[phase].items():
         task = data.tasks[name]

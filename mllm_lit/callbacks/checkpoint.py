@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -12,13 +13,14 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mllm_lit.callbacks.progress import behind_a_batch
-from mllm_lit.errors import UserError, in_range
+from mllm_lit.errors import UserError, free, in_range
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -72,16 +74,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: There is no such file, or it is truncated or corrupt.
         """
-        path = Path(path)
-        if not path.is_file():
-            there = ", ".join(str(other) for other in by_age(path.parent)) or "none"
-            raise CheckpointError(f"There is no checkpoint {path}. In that folder: {there}.")
-        if reason := fault(path):
-            good = next((other for other in by_age(path.parent) if not fault(other)), None)
-            remedy = f"Resume with --ckpt_path {good}" if good else "No other checkpoint in its folder can be read"
-            raise CheckpointError(f"The checkpoint {path} is truncated or corrupt ({reason}). {remedy}.")
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
-        return loaded
+        return read(Path(path), weights_only=weights_only is not False)
+
+
+def read(path: Path, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint after checking it; its tensors stay in the file until they are used.
+
+    Of several processes that have found each other one checks, which reads all of the file.
+
+    Raises:
+        CheckpointError: There is no such file, it is truncated or corrupt, or it is none of this package.
+    """
+    if not path.is_file():
+        there = ", ".join(str(other) for other in by_age(path.parent)) or "none"
+        raise CheckpointError(f"There is no checkpoint {path}. In that folder: {there}.")
+    reason = [fault(path) if first_rank() else None]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(reason)
+    if reason[0]:
+        good = next((other for other in by_age(path.parent) if not fault(other)), None)
+        remedy = f"Resume with --ckpt_path {good}" if good else "No other checkpoint in its folder can be read"
+        raise CheckpointError(f"The checkpoint {path} is truncated or corrupt ({reason[0]}). {remedy}.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} was not written by mllm_lit: it holds other things than tensors and settings, and nothing in it "
+            f"was run ({str(error).splitlines()[0]}). Give a file from a run's checkpoints/ folder."
+        ) from error
+    if not isinstance(loaded, dict) or "mllm_lit" not in loaded:
+        found = sorted(map(str, loaded))[:6] if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(
+            f"{path} was not written by mllm_lit (it holds {found}). Give a file from a run's checkpoints/ folder."
+        )
+    return loaded
+
+
+def first_rank() -> bool:
+    """Whether this process is the only one or the first of those that have found each other."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def tensors(checkpoint: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -90,12 +121,6 @@ def tensors(checkpoint: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     for state in checkpoint.get("optimizer_states", []):
         found += [(f"optimizer {key}", value) for entry in state["state"].values() for key, value in entry.items()]
     return ((name, t) for name, t in found if isinstance(t, torch.Tensor) and t.is_floating_point())
-
-
-def free(path: Path) -> str:
-    """Bytes that are free where a file is to be written, for a message."""
-    there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
-    return f"{shutil.disk_usage(there).free:,}"
 
 
 def fault(path: Path) -> str | None:

@@ -255,7 +255,8 @@ def draw_answers(trainer: L.Trainer, answers: dict[str, list[Record]]) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PredictionsCallback):
             for name, samples in rows.items():
-                pairs = [pair for pair in zip(samples, answers[name], strict=True) if pair[0].images]
+                told = {record["id"]: record for record in answers[name]}  # of a part of the set, if it is limited
+                pairs = [(row, told[row.id]) for row in samples if row.images and row.id in told]
                 if pairs:
                     show(trainer, f"{name}/before", pairs[: callback.images])
 

@@ -9,7 +9,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.run_directory import run_directory
+from mllm_lit.errors import writing
 from mllm_lit.module import Record
+
+SAFE = "Checkpoints that were written before are safe: go on from them with --ckpt_path last."
 
 
 class PredictionsCallback(L.Callback):
@@ -71,13 +74,15 @@ class PredictionsCallback(L.Callback):
         if not trainer.is_global_zero or run is None:
             return
         folder = run / "predictions" / phase
-        folder.mkdir(parents=True, exist_ok=True)
         for name in ranks[0]:
             # Rank r scored rows r, r + world, ...: interleaving restores the split's order.
             columns = [rank.get(name, []) for rank in ranks]
             rows = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
-            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            path = folder / f"{name}.jsonl"
+            with writing(path, len(text.encode()), SAFE):
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
         for name, pairs in shown.items():
             if pairs:
                 show(trainer, f"{name}/{phase_tag(phase)}", pairs)

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
+from mllm_lit.callbacks.predictions import SAFE
 from mllm_lit.callbacks.run_directory import run_directory
+from mllm_lit.errors import writing
 from mllm_lit.module import MLLMModule
 from mllm_lit.seed import run_seed
 
@@ -72,7 +74,9 @@ class SummaryCallback(L.Callback):
         folder = run_directory(trainer)
         if fast_dev_run(trainer) or folder is None:
             return
-        pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
+        size = sum(parameter.nbytes for _, parameter in pl_module.trainable())
+        with writing(folder / "adapter", size, SAFE):
+            pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
         before, after = self.forgetting.before, self.forgetting.after
         if not trainer.is_global_zero or before is None or after is None:
             return

@@ -58,8 +58,9 @@ class EWC(Pull):
         return local(self.buffers["fisher"][name])
 
     def _generated(self, model: nn.Module) -> Iterator[None]:
-        for tokens in self_generated(model, self.rows, batch_size=1, seed=self.seed):
+        for tokens in self_generated(model, self.rows, batch_size=1, seed=self.seed, context=self.forward_context):
             model.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                model(input_ids=tokens, labels=tokens).loss.backward()
+            with torch.enable_grad(), self.forward_context():
+                loss: Tensor = model(input_ids=tokens, labels=tokens).loss
+            torch.autograd.backward(loss)
             yield

@@ -23,7 +23,7 @@ class DARE(Merge):
         self.seed = check_seed("seed", seed)
 
     def tensor(self, name: str, before: Tensor, after: Tensor) -> Tensor:
-        kept = torch.rand(after.shape, generator=generator(self.seed, name)).to(after.device) >= self.drop
+        kept = torch.rand(after.shape, generator=generator(self.seed, f"dare {name}")).to(after.device) >= self.drop
         scale = 1 / (1 - self.drop) if self.rescale else 1.0
         # lerp is exact where the scale is 1, so drop = 0 returns θ to the bit.
         return torch.where(kept, torch.lerp(before, after, scale), before)

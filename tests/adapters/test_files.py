@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from mllm_lit.adapters import IA3, Adapter, AdapterError, Full, LoRA, Prefix
 from tests.adapters.test_contract import backbone, inputs, learn, logits
-from tests.backbones.zoo import build
+from tests.processors.beds import build
 
 
 def trained(adapter: Adapter, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Train a little, save, and return the logits and the batch they are of."""
-    animal = build("llava")
-    batch = inputs(animal)
-    loaded = backbone(animal)
+    made = build("llava")
+    batch = inputs(made)
+    loaded = backbone(made)
     model = adapter.attach(loaded)
     model.eval()
     learn(adapter, model, loaded, batch)

@@ -21,16 +21,16 @@ from mllm_lit.callbacks.backbone import BackboneCallback, pictures_change
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule
-from tests.backbones.test_zoo import ASK, BLUE, RED, loaded
-from tests.backbones.zoo import ZOO, build
+from tests.processors.beds import BEDS, build, loaded
+from tests.processors.test_models import ASK, BLUE, RED
 from tests.test_module import data, trainer
 from tests.toy import Toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
-    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3"),
-    *("idefics2", "aya_vision", "cohere2_vision", "deepseek_vl"),
+    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "idefics3_untiled", "smolvlm", "smolvlm2"),
+    *("internvl3", "internvl3_untiled", "paligemma2", "gemma3"),
 }
 
 
@@ -153,26 +153,26 @@ def test_augmentation_switches_it_off(tiny_folder: Path, tmp_path: Path) -> None
     assert cache.bytes == 0
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", BEDS)
 def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
-    animal = build(name)
-    batches = [animal.inputs([f"{ASK} {ASK}"], pictures) for pictures in ([RED, BLUE], [BLUE, RED], [RED, RED])]
+    made = build(name)
+    batches = [made.inputs([f"{ASK} {ASK}"], pictures) for pictures in ([RED, BLUE], [BLUE, RED], [RED, RED])]
     with torch.no_grad():
-        expected = [animal.model(**batch).logits for batch in batches]
+        expected = [made.model(**batch).logits for batch in batches]
     cache = VisionCache()
     if name not in CACHEABLE:
         with pytest.raises(VisionCacheError, match="inside the vision module|told apart"):
-            _ = cache.attach(loaded(animal), set()) and animal.model(**batches[0])
+            _ = cache.attach(loaded(made), set()) and made.model(**batches[0])
         return
-    assert cache.attach(loaded(animal), set())
+    assert cache.attach(loaded(made), set())
     for grad in (torch.inference_mode, torch.enable_grad):
         with grad():
             for batch, logits in zip(batches, expected, strict=True):
-                torch.testing.assert_close(animal.model(**batch).logits, logits, rtol=0, atol=0)
+                torch.testing.assert_close(made.model(**batch).logits, logits, rtol=0, atol=0)
     tiles = cache.encoded
     assert cache.looked_up >= 3 * tiles
     cache.detach("Done.")
-    assert torch.equal(animal.model(**batches[0]).logits, expected[0])
+    assert torch.equal(made.model(**batches[0]).logits, expected[0])
     assert cache.encoded == tiles
 
 

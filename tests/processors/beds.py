@@ -10,7 +10,7 @@ torchvision two things are put in their way:
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 import transformers as hf
+from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -33,6 +34,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from mllm_lit.backbones import LoadedBackbone, find_layout
 from mllm_lit.backbones.identity import identity_of
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.prompt import Rendered
 from tests.processors import formats
 from tests.processors.formats import tokenizer
 
@@ -94,6 +97,26 @@ class Bed:
             model.generation_config.bos_token_id = text.bos_token_id
             self._models[self.seed] = model
         return self._models[self.seed]
+
+    @property
+    def images(self) -> Any:
+        """The family's image processor."""
+        return self.processor.image_processor
+
+    def inputs(self, texts: list[str], pictures: Sequence[Image.Image] = ()) -> dict[str, torch.Tensor]:
+        """What the processor makes of texts that hold ``<image>`` once a picture, in order; left-padded."""
+        rest = iter(pictures)
+        shown = [[next(rest) for _ in range(text.count("<image>"))] for text in texts]
+        marked = [text.replace("<image>", self.picture) for text in texts]
+        # Where an answer is given apart, it is an empty one.
+        whole = marked if self.has_chat_format else [self.processor.tokenizer.eos_token] * len(marked)
+        rows = [Rendered(start, text, ()) for start, text in zip(marked, whole, strict=True)]
+        return Collate(self.processor).encode(rows, shown)
+
+    @property
+    def picture(self) -> str:
+        """What the family's chat format writes for a picture."""
+        return QWEN_PICTURE if "Qwen" in type(self.processor).__name__ else str(self.processor.image_token)
 
 
 def text_config(processor: Any, kind: Any = None, **more: Any) -> Any:
@@ -475,6 +498,18 @@ def bed(name: str, fresh: bool = False, seed: int = 0) -> Bed:
     made = BEDS[name]()
     made.seed = seed
     return made
+
+
+def build(name: str, seed: int = 0) -> Bed:
+    """A fresh one of :data:`BEDS`, whose model an adapter may be put into."""
+    return bed(name, fresh=True, seed=seed)
+
+
+def picture(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """A picture of one colour with a black corner, so that no feature is constant."""
+    image = Image.new("RGB", size, colour)
+    image.paste((0, 0, 0), (0, 0, size[0] // 2, size[1] // 2))
+    return image
 
 
 def loaded(b: Bed) -> LoadedBackbone:
