@@ -5,11 +5,17 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from torch._utils import ExceptionWrapper
 
-from mllm_lit.backbones import Backbone
+from mllm_lit.backbones import Backbone, BackboneError
+from mllm_lit.backbones.run import read_backbone
+from mllm_lit.errors import SettingError, from_settings, plain_errors
+from mllm_lit.parsing import TrustError, only_trusted
+from mllm_lit.tasks.base import DatasetError
 from tests.conftest import REPOSITORY
 from tests.test_run import CONFIGS, config
 
@@ -88,6 +94,7 @@ TOOLS = {
     "ask what? --run {run}": (1, r"config\.yaml names the class 'os\.system', .* add --trust os"),
     "ask what? --run {shorthand}": (1, r"os\.system"),
     "ask what? --run {remote}": (1, r"trust_remote_code.* add --trust remote_code"),
+    "ask what? --run {elsewhere}": (1, r"trust_remote_code.* add --trust remote_code"),
     "ask what? --run {unread}": (1, r"config\.yaml is no readable YAML"),
     "ask what? --run {list}": (1, r"config\.yaml is not what a run writes"),
     "export --run {run} --out {tmp}/out": (1, r"names the class 'os\.system'"),
@@ -129,8 +136,10 @@ def places(tmp_path: Path, tiny_folder: Path, config: Path) -> dict[str, str]:
     backbones = {
         "run": {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/was_run"}},
         "shorthand": "os.system",
+        "elsewhere": f"{tmp_path}/elsewhere.yaml",
         "remote": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"trust_remote_code": True}},
     }
+    (tmp_path / "elsewhere.yaml").write_text(yaml.safe_dump(backbones["remote"]))
     for name, backbone in backbones.items():
         settings = {"seed_everything": 1, "model": {"backbone": backbone}, "data": {}, "trainer": {}}
         places[name] = finished_run(tmp_path / name, yaml.safe_dump(settings))
@@ -175,3 +184,87 @@ def test_what_cannot_be_used_is_answered_in_words(
     root = Path(places["tmp"])
     assert not (root / "was_run").exists()
     assert not list((root / "logs").glob("*/*")), "a start that failed leaves no run directory"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--model.adapter.lr 0 --model.adapter.connector_lr null --model.adapter.dropout 0 --model.adapter.rank 1",
+        "--model.warmup 0 --model.eps 0 --model.betas [0,0] --model.max_new_tokens null",
+        "--model.warmup 1 --data.batch_size 1 --data.fraction 1 --data.seed 0 --seed_everything 4294967295",
+        "--trainer.gradient_clip_val 0 --trainer.precision bf16-mixed --data.replay 0 --data.num_workers 0",
+    ],
+)
+def test_the_ends_of_the_ranges_are_allowed(line: str, config: Path) -> None:
+    from mllm_lit.cli import MLLMCLI
+
+    MLLMCLI(["--config", str(config), "--trainer.accelerator", "cpu", *shlex.split(line)], run=False)
+
+
+@pytest.mark.parametrize("word", ["null", "~"])
+def test_null_is_null_at_any_depth(word: str) -> None:
+    """The parser reads a word for a class within a class twice, and made the text "None" of it."""
+    from mllm_lit.cli import MLLMCLI
+
+    data = str(CONFIGS / "tasks" / "huggingface.yaml")
+    words = ["--config", str(CONFIGS / "scienceqa_lora.yaml"), "--data", data, "--data.sources", "null"]
+    words += ["--data.task.image", word, f"--data.task.choices={word}", "--data.task.id", "None"]
+    task: Any = MLLMCLI([*words, "--trainer.accelerator", "cpu"], run=False).datamodule.task
+    assert (task.columns["image"], task.columns["choices"], task.columns["id"]) == (None, None, "None")
+
+
+def test_bugs_keep_their_traceback_and_the_rest_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError), plain_errors():
+        1 / 0  # noqa: B018
+    with pytest.raises(ValueError, match="a bug"), plain_errors():
+        raise ValueError("a bug")
+    monkeypatch.setenv("MLLM_LIT_TRACEBACK", "1")
+    with pytest.raises(SettingError), plain_errors():
+        raise SettingError("a setting")
+    monkeypatch.setenv("MLLM_LIT_TRACEBACK", "0")
+    with pytest.raises(SystemExit), plain_errors():
+        raise SettingError("a setting")
+
+
+@pytest.mark.parametrize("error", [DatasetError("row 3: no\nanswer"), FileNotFoundError("/nowhere/a.png")])
+def test_an_error_from_a_process_of_the_loader_is_its_own_words(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLLM_LIT_TRACEBACK")
+    try:
+        raise error
+    except Exception:
+        handed = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(SystemExit), plain_errors():
+        handed.reraise()
+    assert capsys.readouterr().err == f"{type(error).__name__}: {error}\n"
+
+
+def test_a_class_that_fails_as_a_bug_is_not_taken_for_a_setting() -> None:
+    def fail() -> None:
+        try:
+            [][0]
+        except IndexError as error:
+            raise ValueError("from within") from error
+
+    with pytest.raises(ValueError, match="from within") as raised, from_settings():
+        fail()
+    assert not isinstance(raised.value, SettingError)
+
+
+def test_only_trusted_modules_are_imported_and_only_for_the_while(tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text("from mllm_lit.backbones import Backbone\n\n\nclass Mine(Backbone): ...\n")
+    settings = {"class_path": "stranger.Mine", "init_args": {"path": "x"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        said = r"a\.yaml names the class 'stranger\.Mine', .* add --trust stranger"
+        with pytest.raises(TrustError, match=said), only_trusted(tmp_path / "a.yaml", settings):
+            pytest.fail("it was let in")
+        with only_trusted(tmp_path / "a.yaml", {}), pytest.raises(BackboneError, match="not allowed"):
+            read_backbone(settings)
+        assert "stranger" not in sys.modules
+        with only_trusted(tmp_path / "a.yaml", settings, ["stranger"]):
+            assert type(read_backbone(settings)).__name__ == "Mine"
+        with only_trusted(tmp_path / "a.yaml", {}), pytest.raises(BackboneError, match="not allowed"):
+            read_backbone(settings)
+        assert type(read_backbone(settings)).__name__ == "Mine", "outside nothing is denied"
