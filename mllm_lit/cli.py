@@ -151,7 +151,7 @@ class MLLMCLI(LightningCLI):
         logger: Any = trainer.get("logger")
         forgetting = ForgettingCallback(config["keep_before"])
         callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
-        if not trainer.get("fast_dev_run"):
+        if self.subcommand is not None and not trainer.get("fast_dev_run"):
             self.directory = self._directory(config, experiment)
             callbacks.insert(0, self.directory)
             if logger in (None, True):

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import yaml
 
-from mllm_lit.errors import UserError
+from mllm_lit.errors import HIGHEST_SEED, UserError
+from mllm_lit.merging.options import check_options
 from mllm_lit.metrics import tradeoff
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
@@ -24,6 +26,46 @@ TRADEOFF = ("A_S", "A_T", "H", "O")
 
 class GridError(UserError, ValueError):
     """The grid file cannot be read as one; the message names the method and the key."""
+
+
+Seed = Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_SEED)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Row(msgspec.Struct):
+    """What a method's keys take."""
+
+    seeds: Annotated[list[Seed], msgspec.Meta(min_length=1)]
+    words: str = ""
+    rates: Annotated[list[Rate], msgspec.Meta(min_length=1)] | None = None
+    of: str | None = None
+    merge: str | None = None
+    options: dict[str, Any] = {}
+    label: str | None = None
+
+
+class _Content(msgspec.Struct):
+    """What a grid's keys take."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[\w-]+$")]
+    words: str
+    rate: str
+    choosing: str
+    choosing_seed: Seed
+    methods: dict[str, dict[str, Any]]
+    claims: list[Any] = []
+
+
+def checked(where: str, value: Any, expected: Any) -> None:
+    """Hold a value against a type.
+
+    Raises:
+        GridError: It differs; names the place in it.
+    """
+    try:
+        msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        raise GridError(f"{where}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -97,12 +139,17 @@ def read_grid(path: Path) -> Grid:
     """Read a grid file; see ``benchmarks/tradeoffs.yaml``.
 
     Raises:
-        GridError: A key is unknown or missing.
+        GridError: It is no YAML, a key is unknown or missing, or a value is not what the key takes.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     fields = {"name", "words", "rate", "choosing", "choosing_seed", "methods"}
     if not isinstance(content, dict) or content.keys() - {"claims"} != fields:
-        raise GridError(f"{path} has the keys {sorted(content)}, expected {sorted(fields)}.")
+        found = sorted(content, key=str) if isinstance(content, dict) else type(content).__name__
+        raise GridError(f"{path} has the keys {found}, expected {sorted(fields)}.")
+    checked(str(path), content, _Content)
     methods = {name: _method(name, row) for name, row in content["methods"].items()}
     for method in methods.values():
         if method.of is not None and (method.of not in methods or methods[method.of].of is not None):
@@ -117,6 +164,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def _claim(row: Mapping[str, str], methods: Mapping[str, Method]) -> Claim:
+    checked("a claim", row, dict[str, str])
     if row.keys() != Claim.__dataclass_fields__.keys():
         raise GridError(f"a claim has the keys {sorted(row)}, expected {sorted(Claim.__dataclass_fields__)}.")
     claim = Claim(**row)
@@ -131,6 +179,9 @@ def _method(name: str, row: Mapping[str, Any]) -> Method:
     trained, merged = {"seeds", "words", "rates"}, {"seeds", "of", "merge"}
     if row.keys() != trained and not merged <= row.keys() <= merged | {"options", "label"}:
         raise GridError(f"{name} has the keys {sorted(row)}, expected {sorted(trained)} or {sorted(merged)}.")
+    checked(name, row, _Row)
+    if (merge := row.get("merge")) is not None:
+        check_options(merge, yaml.safe_dump(row.get("options", {})))
     return Method(
         name,
         tuple(row["seeds"]),

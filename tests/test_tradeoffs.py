@@ -338,10 +338,10 @@ def test_a_cell_is_a_real_run(tiny_folder: Path, tmp_path: Path, monkeypatch: py
     grid = read_grid(write_grid(tmp_path / "grid.yaml", words=f"--config {config}", methods=methods))
 
     def run(tool: str, words: Sequence[str]) -> None:
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *words])
         if tool == "fit":
             main(list(words))
         else:
+            monkeypatch.setattr(sys, "argv", [f"{tool}.py", *words, "--trust", "tests"])
             runpy.run_path(str(REPOSITORY / "tools" / f"{tool}.py"))["main"]()
 
     study = Study(grid, tmp_path / "runs", run, facts)

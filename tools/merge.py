@@ -13,8 +13,9 @@ import json
 from pathlib import Path
 
 from mllm_lit.cli import quiet
-from mllm_lit.errors import plain_errors
+from mllm_lit.errors import in_range, plain_errors
 from mllm_lit.merging import MERGES
+from mllm_lit.merging.options import check_options
 
 
 def main() -> None:
@@ -29,10 +30,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the merged weights there, as a Hugging Face folder")
     parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
     options, rest = parser.parse_known_args()
-    from mllm_lit.merging.run import FinishedRun, check_options
+    from mllm_lit.merging.run import FinishedRun
 
     quiet()
-    arguments = check_options(options.method, options.options, options.rows)
+    arguments = check_options(options.method, options.options)
+    in_range("--rows", options.rows, 1)
     folder = options.run / "merges" / options.method
     run = FinishedRun(options.run, folder, rest, options.trust)
     if options.method == "adapter":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Key = bytes
 ALIGN = 64
 """Tensors of a file begin at multiples of so many bytes."""
+STEP = 1 << 26
+"""Bytes of a file that are reserved at once."""
 
 
 class VisionCacheError(UserError, RuntimeError):
@@ -274,7 +276,7 @@ class FeatureFile:
         limit: Bytes at most.
 
     Raises:
-        VisionCacheError: Another process has it open.
+        VisionCacheError: Another process has it open, or, later, the disk is full.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -291,11 +293,14 @@ class FeatureFile:
             raise VisionCacheError(
                 f"vision_cache: another run has {path}.txt open. Give each run that is going on its own folder."
             ) from error
-        with path.with_suffix(".bin").open("a+b") as file:
-            # Sparse: blocks are taken as rows are written.
-            size = max(limit, file.seek(0, os.SEEK_END))
-            file.truncate(size)
-            self._map = mmap.mmap(file.fileno(), size)
+        # Not for appending: where a file system cannot reserve, the C library writes at places of its own.
+        self._file = os.fdopen(os.open(path.with_suffix(".bin"), os.O_RDWR | os.O_CREAT), "r+b")
+        self._path = path.with_suffix(".bin")
+        # Sparse: blocks are taken in steps, ahead of the rows.
+        size = max(limit, self._file.seek(0, os.SEEK_END))
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
+        self._reserved = 0
         self._index.seek(0)
         for line in self._index:
             self._read(line)
@@ -323,9 +328,35 @@ class FeatureFile:
         """Write a row and return it as it lies in the file."""
         shapes = [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in tensors]
         offset = self.used
+        self._reserve(offset + sum(aligned(tensor.nbytes) for tensor in tensors))
         views, self.used = self._views(offset, shapes)
         for view, tensor in zip(views, tensors, strict=True):
             view.copy_(tensor)
-        self._index.write(f"{key.hex()}\t{offset}\t{shapes}\t{slots}\n")
-        self._index.flush()
+        try:
+            self._index.write(f"{key.hex()}\t{offset}\t{shapes}\t{slots}\n")
+            self._index.flush()
+        except OSError as error:
+            raise self._full(error) from error
         return views
+
+    def _reserve(self, end: int) -> None:
+        """Have the disk give the blocks up to ``end``: a mapped page without one ends the process by a signal."""
+        if end <= self._reserved:
+            return
+        for step in (STEP, 0):  # less where a whole step does not fit any more
+            wanted = min(max(end, self._reserved + step), len(self._map))
+            try:
+                os.posix_fallocate(self._file.fileno(), self._reserved, wanted - self._reserved)
+            except OSError as error:
+                refused = error
+            else:
+                self._reserved = wanted
+                return
+        raise self._full(refused) from refused
+
+    def _full(self, error: OSError) -> VisionCacheError:
+        return VisionCacheError(
+            f"vision_cache: {self._path} cannot grow beyond {self._reserved:,} bytes: {error.strerror}. What is in it "
+            "stays usable. Free some space, lower vision_cache.gigabytes, choose another folder, or leave folder out "
+            "to keep the features in memory."
+        )

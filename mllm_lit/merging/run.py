@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 
 from mllm_lit.backbones import Backbone
@@ -19,52 +18,12 @@ from mllm_lit.callbacks.importance import gradients
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset
-from mllm_lit.errors import in_range
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
 from mllm_lit.parsing import only_trusted
 from mllm_lit.seed import run_seed
 
 PROBED_ROWS = 8
-
-
-def check_options(method: str, text: str, rows: int) -> dict[str, Any]:
-    """A merge's arguments, before anything is loaded.
-
-    Args:
-        method: A key of ``MERGES``, or ``adapter``, which takes none.
-        text: The arguments, as YAML.
-        rows: Train rows that are wanted.
-
-    Raises:
-        MergeError: They are no YAML, or not what the merge takes.
-        SettingError: A value is out of range.
-    """
-    in_range("--rows", rows, 1)
-    try:
-        options = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise MergeError(f"--options {text!r} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise MergeError(f"--options is {text!r}, expected a mapping, as in '{{keep: 0.1}}'.")
-    swept = method == "wise_ft" and "alpha" not in options
-    parser = ArgumentParser(exit_on_error=False)
-    if swept:
-        parser.add_function_arguments(sweep, skip={"reference", "tuned"})
-    elif method != "adapter":
-        parser.add_class_arguments(MERGES[method])
-    known = [action.dest for action in parser._actions if action.dest != "help"]
-    if unknown := sorted(set(options) - set(known), key=str):
-        raise MergeError(f"--options {text!r}: {method} has no {unknown}; it takes {', '.join(known) or 'none'}.")
-    try:
-        parser.parse_object(options)
-    except ArgumentError as error:
-        raise MergeError(f"--options {text!r}: {error}") from error
-    for alpha in options.get("alphas", ()):
-        in_range("alphas", alpha, 0, 1)
-    if method != "adapter" and not swept:
-        MERGES[method](**options)
-    return options
 
 
 class FinishedRun:

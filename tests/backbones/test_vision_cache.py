@@ -1,5 +1,11 @@
 """Features of a frozen vision encoder: the same numbers with the cache, each picture encoded once, within the limit."""
 
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ import torch
 
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
-from mllm_lit.backbones.vision_cache import VisionCacheError
+from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback, pictures_change
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
@@ -168,3 +174,42 @@ def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
     cache.detach("Done.")
     assert torch.equal(made.model(**batches[0]).logits, expected[0])
     assert cache.encoded == tiles
+
+
+FILL = """
+import sys, torch
+from pathlib import Path
+from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+file, kept = FeatureFile(Path(sys.argv[1]) / "full", 10**9), []
+try:
+    while True:
+        kept.append(file.append(len(kept).to_bytes(4, "big"), [torch.ones(1 << 16)], (0, None)))
+except VisionCacheError as error:
+    again = [view.sum().item() for row in kept for view in row]
+    assert again == [float(1 << 16)] * len(kept), "what was kept stays readable"
+    sys.exit(f"{len(kept)} rows, then {error}")
+"""
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = f"mount -t tmpfs -o size=2m none {disk}"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, mounted], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    fill = f'{mounted}; exec "{sys.executable}" -c "$0" {disk}'
+    done = subprocess.run([*alone, fill, FILL], capture_output=True, text=True)
+    assert done.returncode == 1, f"{done.returncode}: {done.stderr}"
+    assert re.search(r"^[67] rows, then vision_cache: .*full.bin cannot grow .*No space left", done.stderr), done.stderr
+
+
+def test_what_the_disk_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    file = FeatureFile(tmp_path / "a", 10**6)
+    with pytest.raises(VisionCacheError, match=r"a\.bin cannot grow beyond 0 bytes: No space left on device"):
+        file.append(b"key", [torch.ones(4)], (0, None))
+    assert not file.rows
