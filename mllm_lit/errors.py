@@ -1,6 +1,7 @@
 """Errors of input, settings and disk, and the one place that answers them in words."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -73,8 +74,16 @@ def plain_errors() -> Iterator[None]:
     except Exception as error:
         if not is_users(error) or os.environ.get(TRACEBACK) == "1":
             raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(f"{type(error).__name__}: {own_words(error)}\n")
         raise SystemExit(1) from None
+
+
+def own_words(error: Exception) -> str:
+    """The message; of an error that a loader's process has handed on, without the traceback put around it."""
+    text = str(error)
+    if not text.startswith("Caught "):
+        return text
+    return re.split(rf"\n(?:[\w.]+\.)?{type(error).__name__}: ", text)[-1].rstrip()
 
 
 def is_users(error: Exception) -> bool:

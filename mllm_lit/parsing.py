@@ -81,17 +81,12 @@ def only_trusted(file: Path, settings: Any, trust: Sequence[str] = ()) -> Iterat
     Args:
         file: Where the settings come from.
         settings: Checked ahead, for a message that says what to do.
-        trust: Further modules; ``remote_code`` for the code that a backbone brings along.
+        trust: Further modules.
 
     Raises:
         TrustError: The settings name something else.
     """
     for name, value in named(settings):
-        if name == "trust_remote_code" and value is True and REMOTE not in trust:
-            raise TrustError(
-                f"{file} asks for the code that comes with its backbone (trust_remote_code). If you have read that "
-                f"code, add --trust {REMOTE}."
-            )
         if name == "class_path" and not str(value).startswith(tuple(f"{module}." for module in (OWN, *trust))):
             raise TrustError(
                 f"{file} names the class {value!r}, which is not of {OWN}: making it runs code. If you know that code, "
@@ -105,6 +100,19 @@ def only_trusted(file: Path, settings: Any, trust: Sequence[str] = ()) -> Iterat
     finally:
         _common.parsing_settings.clear()
         _common.parsing_settings.update(kept)
+
+
+def refuse_remote(file: Path, backbone: Any, trust: Sequence[str] = ()) -> None:
+    """Refuse a backbone that would run the code it brings along.
+
+    Raises:
+        TrustError: It would, and ``trust`` does not hold ``remote_code``.
+    """
+    if getattr(backbone, "trust_remote_code", False) and REMOTE not in trust:
+        raise TrustError(
+            f"{file} asks for the code that comes with its backbone (trust_remote_code). If you have read that code, "
+            f"add --trust {REMOTE}."
+        )
 
 
 def named(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ def main() -> int:
     options, rest = parser.parse_known_args()
     in_range("--workers", options.workers, 1)
     if options.faults is not None:
-        options.faults.touch()
+        options.faults.open("a").close()  # refused now, not after all was read
     quiet()
     sys.argv = [sys.argv[0], *rest]
     datasets, faults = read_all(MLLMCLI(run=False).datamodule.readers())

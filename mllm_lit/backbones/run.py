@@ -71,13 +71,15 @@ def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), 
         loaded = read_backbone(source, **overrides).load()
         return Tuned(loaded, loaded.model)
     from mllm_lit.adapters import Adapter
-    from mllm_lit.parsing import only_trusted
+    from mllm_lit.parsing import only_trusted, refuse_remote
 
     config = run_config(run)
     # A new connector was drawn with the run's seed.
     os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
     with only_trusted(run / "config.yaml", config["model"]["backbone"], trust):
-        loaded = read_backbone(config["model"]["backbone"], **overrides).load()
+        backbone = read_backbone(config["model"]["backbone"], **overrides)
+        refuse_remote(run / "config.yaml", backbone, trust)
+        loaded = backbone.load()
     return Tuned(loaded, Adapter.load(loaded, run / "adapter").eval())
 
 

@@ -20,7 +20,7 @@ from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
-from mllm_lit.parsing import only_trusted
+from mllm_lit.parsing import only_trusted, refuse_remote
 from mllm_lit.seed import run_seed
 
 PROBED_ROWS = 8
@@ -50,6 +50,7 @@ class FinishedRun:
         sys.argv = [sys.argv[0], "--config", str(folder / "settings.yaml"), *overrides]
         with only_trusted(run / "config.yaml", settings, trust):
             cli = MLLMCLI(run=False)
+        refuse_remote(run / "config.yaml", cli.model.backbone, trust)
         self.module, self.data, self.trainer = cli.model, cli.datamodule, cli.trainer
         self.finished = self.module.adapter = Finished(run / "adapter")
 
