@@ -127,7 +127,7 @@ class MLLMCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Refuse a checkpoint that does not fit, before anything is loaded."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        if path := config.get("ckpt_path"):
+        if (path := config.get("ckpt_path")) and not Path(path).is_dir():  # DeepSpeed writes folders
             if self.subcommand == "fit":
                 check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
             else:

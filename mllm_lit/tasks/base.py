@@ -114,11 +114,12 @@ class Task(ABC):
             f"Published at {self.published_at}. Point the data root at the folder that holds this tree."
         )
 
-    def check_split(self, split: str, known: Iterable[str]) -> None:
-        """Refuse a split that the release does not have, listing those it has."""
+    def check_split(self, split: str, known: Iterable[str], where: Path | None = None) -> None:
+        """Refuse a split that the release does not have, listing those it has and the file that lists them."""
         known = list(known)
         if split not in known:
-            raise DatasetError(f"{self.name} has no split {split!r}; there are: {', '.join(known)}")
+            place = "" if where is None else f" ({where})"
+            raise DatasetError(f"{self.name} has no split {split!r}; there are: {', '.join(known) or 'none'}{place}")
 
     @abstractmethod
     def rows(self, root: Path, split: str) -> list[Sample]:

@@ -102,7 +102,7 @@ class CaptionTask(Task):
         entries = read_list(path, KarpathyImage, "images")
         wanted = split.split("+")
         for part in wanted:
-            self.check_split(part, dict.fromkeys(entry.split for entry in entries))
+            self.check_split(part, dict.fromkeys(entry.split for entry in entries), path)
         chosen = ((row, entry) for row, entry in enumerate(entries) if entry.split in wanted)
         return collect(path, chosen, partial(self._karpathy_row, path, images, split))
 

@@ -93,8 +93,14 @@ class HuggingFace(Task):
         self.check_split(split, dict.fromkeys(parts.values()))
         chosen = [path for path, name in parts.items() if name == split]
         check_shards(chosen)
-        table = datasets.load_dataset("parquet", data_files={split: list(map(str, chosen))}, split=split)
-        return str(chosen[0] if len(chosen) == 1 else root / f"{split}-*.parquet"), table
+        source = str(chosen[0] if len(chosen) == 1 else root / f"{split}-*.parquet")
+        try:
+            table = datasets.load_dataset("parquet", data_files={split: list(map(str, chosen))}, split=split)
+        except Exception as error:  # of a damaged page
+            cause = error.__cause__ or error
+            told = f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
+            raise DatasetError(f"{source}: its rows cannot be read: {told}; download it again") from error
+        return source, table
 
     def _row(self, source: str, root: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
         columns = self.columns

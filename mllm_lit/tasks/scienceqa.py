@@ -59,8 +59,9 @@ class ScienceQA(Task):
 
     def rows(self, root: Path, split: str) -> list[Sample]:
         path = self.locate(root, "problems.json")
-        splits = read_json(self.locate(root, "pid_splits.json"), dict[str, list[str]])
-        self.check_split(split, splits)
+        listed = self.locate(root, "pid_splits.json")
+        splits = read_json(listed, dict[str, list[str]])
+        self.check_split(split, splits, listed)
         problems = read_mapping(path, Problem)
         entries = ((pid, problems.get(pid)) for pid in splits[split])
         return collect(path, entries, partial(self._row, path))

@@ -11,6 +11,8 @@ from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from tests.adapters.test_contract import backbone, inputs, learn, logits
 from tests.processors.beds import build
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "lora": lambda: LoRA(rank=4, dropout=0.0),
     "bottleneck": lambda: Bottleneck(size=8, dropout=0.0),

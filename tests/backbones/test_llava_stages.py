@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 FEW = [
     "--trainer.max_steps",
     "2",

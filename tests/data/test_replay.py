@@ -42,6 +42,7 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"replay": -0.1}, "data.replay is -0.1; expected a finite number at least 0"),
         ({"replay": 0.01}, "that share of 22 rows is none"),
         ({"replay": 3.0}, "asks for 33 rows of the source 'one', whose split 'train' has 22"),
         ({"replay_from": ["three"]}, r"names \['three'\]; the sources are: one, two"),

@@ -18,6 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider, reference
 from mllm_lit.importance.sharding import local
 
+pytestmark = pytest.mark.slow
+
 RULES: dict[str, Any] = {
     "spider": Spider,
     "spider hard": lambda: Spider(mask="hard"),
