@@ -15,6 +15,11 @@ Number = TypeVar("Number", int, float, int | None, float | None)
 TRACEBACK = "MLLM_LIT_TRACEBACK"
 """Environment variable; 1 shows where in the code an error was raised."""
 HIGHEST_SEED = 2**32 - 1
+OUT_OF_MEMORY = (
+    "The GPU's memory is full. Lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), "
+    "data.eval_batch_size or model.backbone.max_length, recompute activations (model.backbone.gradient_checkpointing: "
+    "llm), or load the backbone in bfloat16."
+)
 FULL = ("No space left", "I/O error", "I/O: ", "failed writing file", "iostream error", "unexpected pos")
 """Words of torch and safetensors where a disk takes no more."""
 
@@ -71,7 +76,14 @@ def plain_errors() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        if os.environ.get(TRACEBACK) == "1":
+            raise
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(130) from None
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            error = SettingError(f"{OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
         if not is_users(error) or os.environ.get(TRACEBACK) == "1":
             raise
         sys.stderr.write(f"{type(error).__name__}: {own_words(error)}\n")

@@ -1,5 +1,6 @@
 """What cannot be used is answered in words: status 1 (2 from the parser), what is wrong on stderr, no traceback."""
 
+import io
 import re
 import runpy
 import shlex
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from mllm_lit.backbones import Backbone, BackboneError
@@ -90,6 +93,7 @@ TOOLS = {
     "ask what? --backbone {tiny} --dtype float3": (1, "dtype 'float3' is unknown; expected auto"),
     "ask what? --backbone /nowhere/model": (1, "there is no folder"),
     "ask what? --image /nowhere/cat.png": (1, "cat.png cannot be read"),
+    "ask what? --image {tmp}/cut.png --backbone {tiny}": (1, "cut.png cannot be decoded"),
     "ask what? --run /nowhere/run": (1, "no directory of a finished run"),
     "ask what? --run {run}": (1, r"config\.yaml names the class 'os\.system', .* add --trust os"),
     "ask what? --run {shorthand}": (1, r"os\.system"),
@@ -132,6 +136,9 @@ def places(tmp_path: Path, tiny_folder: Path, config: Path) -> dict[str, str]:
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "text.yaml").write_text("hello\n")
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    image = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(image, "PNG")
+    (tmp_path / "cut.png").write_bytes(image.getvalue()[:500])
     places = {"tmp": str(tmp_path), "tiny": str(tiny_folder), "config": str(config), "long": "red " * 400}
     backbones = {
         "run": {"class_path": "os.system", "init_args": {"command": f"touch {tmp_path}/was_run"}},
@@ -224,6 +231,20 @@ def test_bugs_keep_their_traceback_and_the_rest_on_demand(monkeypatch: pytest.Mo
     monkeypatch.setenv("MLLM_LIT_TRACEBACK", "0")
     with pytest.raises(SystemExit), plain_errors():
         raise SettingError("a setting")
+
+
+def test_a_full_gpu_and_an_interrupt_are_answered_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLLM_LIT_TRACEBACK")
+    for error, status, said in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "Lower data.batch_size"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
+    ):
+        with pytest.raises(SystemExit) as ended, plain_errors():
+            raise error
+        assert ended.value.code == status
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [DatasetError("row 3: no\nanswer"), FileNotFoundError("/nowhere/a.png")])
