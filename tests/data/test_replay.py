@@ -50,7 +50,7 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_mixed_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         mixed(tmp_path, **settings)
 
 
