@@ -9,6 +9,7 @@ import torch
 
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 from mllm_lit.tasks import DatasetError
 from tests.test_module import Stop, module, trainer, weights
