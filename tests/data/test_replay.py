@@ -9,6 +9,7 @@ import torch
 
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 from mllm_lit.tasks import DatasetError
 from tests.test_module import Stop, module, trainer, weights
@@ -50,7 +51,7 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_mixed_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         mixed(tmp_path, **settings)
 
 
