@@ -22,6 +22,8 @@ from mllm_lit.tasks.base import DatasetError
 from tests.conftest import REPOSITORY
 from tests.test_run import CONFIGS, config
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["CONFIGS", "config"]  # the fixture
 
 FIT = {

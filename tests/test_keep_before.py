@@ -12,6 +12,8 @@ from PIL import Image
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from tests.test_run import CONFIGS, config, run
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["config"]  # the fixture
 
 

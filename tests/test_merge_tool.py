@@ -15,6 +15,8 @@ from mllm_lit.backbones import BackboneError
 from mllm_lit.merging import MergeError
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = REPOSITORY / "configs" / "adapters"
 
 

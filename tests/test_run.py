@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 
 

@@ -18,6 +18,8 @@ from mllm_lit.errors import UserError
 from tests.backbones.parts import save_llm, save_vision
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 
 

@@ -306,6 +306,7 @@ def test_the_grids_name_files_that_are_there(path: Path) -> None:
             assert len(grid.methods[name].seeds) >= 3, name
 
 
+@pytest.mark.slow
 def test_a_cell_is_a_real_run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script's words are understood by the tools themselves: two rates, one seed, one merge."""
     import runpy

@@ -14,6 +14,8 @@ from mllm_lit.callbacks.resume import ResumeCallback, ResumeError
 from mllm_lit.callbacks.run_directory import RunDirectoryError
 from tests.checkpoints.process import write_config
 
+pytestmark = pytest.mark.slow
+
 LORA = {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 4, "lr": 1e-2, "weight_decay": 0.1}}
 
 

@@ -89,6 +89,7 @@ def weights(folder: Path, file: str = "last.ckpt") -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / file, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=lambda path: path.stem)
 def test_every_configuration_runs_and_resumes_to_the_bit(
     rule: Path, config: Path, monkeypatch: pytest.MonkeyPatch
