@@ -48,6 +48,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
         raise ValueError("mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "safe"),
     [

@@ -38,6 +38,7 @@ def test_peft_alone_reads_lora_and_the_connector(tmp_path: Path, init: bool | st
     torch.testing.assert_close(logits(merged, batch), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_gives_the_same_logits(tmp_path: Path) -> None:
     """Strictly so: bit for bit, for the three methods of the study that are peft's own."""
     build("llava").model.save_pretrained(tmp_path / "backbone")

@@ -26,7 +26,7 @@ from tests.processors.test_models import ASK, BLUE, RED
 from tests.test_module import data, trainer
 from tests.toy import Toy
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
     *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "idefics3_untiled", "smolvlm", "smolvlm2"),

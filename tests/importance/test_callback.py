@@ -21,6 +21,8 @@ from mllm_lit.callbacks.trajectory import trajectory
 from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 RULES = sorted((CONFIGS / "importance").glob("*.yaml"), key=lambda path: path.stem)
 SMALL = {
