@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,18 @@ REPOSITORY = Path(__file__).parent.parent
 def run_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed for every test, as `seed_everything` would set it."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for the small models of quick tests: several would mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    if request.node.get_closest_marker("slow") is None:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
