@@ -190,6 +190,10 @@ class ChatFormat:
             end = self._end.match(after)
             spans.append((start, at + (end.end() if end else 0)))
         if spans[-1][1] == at:  # The format leaves the end of the last turn to whoever trains on it.
+            if self.tokenizer.eos_token is None:
+                raise FormatError(
+                    "neither the chat template nor the tokenizer ends a turn: set the tokenizer's eos_token."
+                )
             text = text[:at] + self.tokenizer.eos_token
             spans[-1] = (spans[-1][0], len(text))
         return Rendered(prompt, text, tuple(spans))
@@ -198,7 +202,8 @@ class ChatFormat:
         """Tokens at which an answer ends: those that the model names, and the format's own end of turn."""
         named = generation_config.eos_token_id
         ids = {*(named if isinstance(named, list) else [] if named is None else [named])}
-        return sorted(ids | {self.tokenizer.convert_tokens_to_ids(self.end_of_turn)})
+        own = {self.tokenizer.convert_tokens_to_ids(self.end_of_turn)} if self.end_of_turn else set()
+        return sorted(ids | own)
 
     # ---- tokens ----------------------------------------------------------------------------------------------------
 
