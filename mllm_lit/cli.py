@@ -15,51 +15,43 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities import rank_zero_only
 
-from mllm_lit.adapters.base import AdapterError
-from mllm_lit.backbones.aspect import AspectError
-from mllm_lit.backbones.layout import LayoutError
-from mllm_lit.backbones.load import BackboneError
-from mllm_lit.backbones.quantize import QuantizationError
-from mllm_lit.backbones.vision_cache import VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback
-from mllm_lit.callbacks.checkpoint import CheckpointError
+from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.importance import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
-from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, ResumeError, explicit
-from mllm_lit.callbacks.run_directory import RunDirectoryError, find_last, refuse_existing, require_checkpoint
+from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
+from mllm_lit.callbacks.run_directory import (
+    RunDirectory,
+    claim,
+    find_last,
+    require_checkpoint,
+    run_directory,
+)
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
-from mllm_lit.data.prompt import FormatError
-from mllm_lit.importance.base import RuleError
-from mllm_lit.module import MLLMModule, NonFiniteLoss
-from mllm_lit.tasks.base import DatasetError
+from mllm_lit.errors import check_seed, from_settings, plain_errors
+from mllm_lit.module import MLLMModule, check_trainer
+from mllm_lit.parsing import check_files, keep_null
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
-USER_ERRORS: tuple[type[Exception], ...] = (
-    AdapterError,
-    AspectError,
-    BackboneError,
-    CheckpointError,
-    DatasetError,
-    FormatError,
-    LayoutError,
-    MisconfigurationException,
-    NonFiniteLoss,
-    QuantizationError,
-    ResumeError,
-    RuleError,
-    RunDirectoryError,
-    VisionCacheError,
-)
-"""Errors of input and settings, each with a message that says what to change."""
-
-
 class SaveResolvedConfig(SaveConfigCallback):
     """Keeps the resolved configuration beside the run, and as text in TensorBoard."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write the file to the run directory, whatever the logger."""
+        folder = run_directory(trainer)
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.config_filename
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+        self.save_config(trainer, pl_module, stage)
+        self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Add the text."""
@@ -82,20 +74,28 @@ class MLLMCLI(LightningCLI):
     """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
 
     def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
-        refuse_replaced(sys.argv[1:] if args is None else args)
+        words = sys.argv[1:] if args is None else args
+        refuse_replaced(words)
+        check_files(words)
+        keep_null()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        super().__init__(
-            MLLMModule,
-            MLLMDataModule,
-            subclass_mode_data=True,
-            save_config_callback=SaveResolvedConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            parser_kwargs={"parser_mode": "omegaconf+"},
-            args=list(args) if args is not None else None,
-            run=run,
-        )
+        try:
+            super().__init__(
+                MLLMModule,
+                MLLMDataModule,
+                subclass_mode_data=True,
+                save_config_callback=SaveResolvedConfig,
+                save_config_kwargs={"overwrite": True},
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                args=list(args) if args is not None else None,
+                run=run,
+            )
+        except Exception:
+            if self.directory is not None:
+                self.directory.remove()
+            raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The name of the run and where it goes."""
@@ -108,7 +108,12 @@ class MLLMCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
         subcommand = self.config.get("subcommand")
-        if not subcommand or self.config[subcommand].get("ckpt_path") != "last":
+        given = self.config[subcommand].get("ckpt_path") if subcommand else None
+        if given in ("best", "hpc") or str(given).startswith("registry"):
+            raise CheckpointError(
+                f"--ckpt_path {given}: a run keeps its newest checkpoints. Give --ckpt_path last or a file's path."
+            )
+        if given != "last":
             return
         config = self.config[subcommand]
         folder = config["output"] / (config["experiment"] or experiment_name(config["config"]))
@@ -119,6 +124,22 @@ class MLLMCLI(LightningCLI):
         print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
         config["ckpt_path"] = found and str(found)
 
+    def instantiate_classes(self) -> None:
+        """Refuse a checkpoint that does not fit, before anything is loaded."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        if (path := config.get("ckpt_path")) and not Path(path).is_dir():  # DeepSpeed writes folders
+            if self.subcommand == "fit":
+                check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
+            else:
+                read(Path(path))
+        with from_settings():
+            super().instantiate_classes()
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        check_seed("seed_everything", None if isinstance(seed, bool) else seed)
+        super()._set_seed()
+
     continues: str | None = None
     """Name of the run directory that ``--ckpt_path last`` goes on with."""
 
@@ -128,13 +149,13 @@ class MLLMCLI(LightningCLI):
         trainer = self._get(self.config_init, "trainer")
         experiment = config["experiment"] or experiment_name(config["config"])
         logger: Any = trainer.get("logger")
-        if logger in (None, True):
-            if self.continues is None:
-                checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
-                refuse_existing(config["output"] / experiment, config["version"], checkpoint)
-            logger = TensorBoardLogger(config["output"], name=experiment, version=config["version"])
         forgetting = ForgettingCallback(config["keep_before"])
         callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
+        if self.subcommand is not None and not trainer.get("fast_dev_run"):
+            self.directory = self._directory(config, experiment)
+            callbacks.insert(0, self.directory)
+            if logger in (None, True):
+                logger = TensorBoardLogger(config["output"], name=experiment, version=self.directory.path.name)
         callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
         if trainer.get("enable_progress_bar") is not False:
             # Rich draws nothing into a file or a pipe until it ends.
@@ -145,8 +166,20 @@ class MLLMCLI(LightningCLI):
         # Lightning's samplers repeat rows to make ranks even; this package's split them.
         settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
         built = self._instantiate_trainer(settings, callbacks)
+        check_trainer(built)
         built.fit_loop.__class__ = FitLoop
         return built
+
+    directory: RunDirectory | None = None
+    """Of this run."""
+
+    def _directory(self, config: Any, experiment: str) -> RunDirectory:
+        checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
+        if getattr(rank_zero_only, "rank", 0):  # Rank zero's will count.
+            return RunDirectory(config["output"] / experiment / (config["version"] or ""))
+        if self.continues is not None:
+            return RunDirectory(config["output"] / experiment / self.continues)
+        return RunDirectory(*claim(config["output"], experiment, config["version"], checkpoint))
 
     def _settings(self) -> dict[str, Any]:
         dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
@@ -220,4 +253,5 @@ def main(args: Sequence[str] | None = None) -> None:
         arguments.insert(0, "fit")
     quiet()
     sys.argv = [sys.argv[0], *arguments]
-    MLLMCLI()
+    with plain_errors():
+        MLLMCLI()

@@ -1,7 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.family import family_of
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
 from mllm_lit.backbones.vision_cache import VisionCache
 from mllm_lit.data.collate import IGNORE, Batch
 from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import SettingError, UserError, in_range
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
-from mllm_lit.seed import mix, run_seed
+from mllm_lit.seed import Stream, stream_seed
 from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
 
 
@@ -39,7 +40,7 @@ class Record(TypedDict):
     answer_tokens: int
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError, RuntimeError):
     """The loss became NaN or infinite; the message names the step and the samples."""
 
 
@@ -73,13 +74,17 @@ class MLLMModule(L.LightningModule):
         super().__init__()
         self.vision_cache = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
-        self.schedule, self.warmup, self.betas, self.eps = schedule, warmup, betas, eps
-        self.max_new_tokens = max_new_tokens
+        self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
+        first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
+        self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)
+        self.max_new_tokens = in_range("model.max_new_tokens", max_new_tokens, 1)
         self.loaded: LoadedBackbone | None = None
         self.net: nn.Module | None = None
         self.reference: Reference | None = None
         # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
         self.strict_loading = False
+        self.on_checkpoint: Callable[[dict[str, Any]], None] | None = None
+        """Told a checkpoint that fits, before its weights take the place of those that are here."""
         self._window: list[tuple[Tensor, list[str]]] = []
         self.label_tokens = 0
         self.tokens = 0
@@ -93,13 +98,15 @@ class MLLMModule(L.LightningModule):
         """Load the backbone and attach the adapter, once."""
         if self.net is not None:
             return
+        if self._trainer is not None:
+            check_trainer(self._trainer)
         precision = str(self._trainer.precision) if self._trainer is not None else None
         if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
             self.backbone.dtype = "float32"
         self.loaded = self.backbone.load()
         # The adapter's initialisation must not depend on what drew random numbers before it.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(run_seed(), 1))
+            torch.manual_seed(stream_seed(Stream.ADAPTER))
             self.net = self.adapter.attach(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
@@ -123,8 +130,7 @@ class MLLMModule(L.LightningModule):
         """Longest sequence, in tokens, image tokens counted in: as configured, else what the LLM was trained for."""
         if self.backbone.max_length is not None:
             return self.backbone.max_length
-        trained: int = self._loaded.model.config.get_text_config().max_position_embeddings
-        return min(trained, self.processor.tokenizer.model_max_length)
+        return context(self._loaded)
 
     @property
     def _loaded(self) -> LoadedBackbone:
@@ -143,7 +149,9 @@ class MLLMModule(L.LightningModule):
 
         assert self.net is not None
         groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
-        fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+        # A fused AdamW divides by the loss's scale in its kernel, after rules and clipping have seen the gradients.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        fused = not scaled and all(p.device.type == "cuda" for group in groups for p in group["params"])
         optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
         steps = int(self.trainer.estimated_stepping_batches)
         warm = round(self.warmup * steps)
@@ -181,7 +189,7 @@ class MLLMModule(L.LightningModule):
             if "image" not in str(error).lower():
                 raise
             ids = ", ".join(sample.id for sample in batch.samples[:8])
-            raise ValueError(
+            raise SettingError(
                 f"The vision encoder's features do not fit the image tokens of the text (samples {ids}): {error}. "
                 "The processor and the weights disagree about image size, patch size or the CLS token; take both "
                 "from the same folder, or set the processor's patch_size, num_additional_image_tokens and "
@@ -193,17 +201,17 @@ class MLLMModule(L.LightningModule):
         """Refuse what a strategy cannot do.
 
         Raises:
-            ValueError: The strategy hides gradients, and a rule or an accumulation needs them.
+            SettingError: The strategy hides gradients, and a rule or an accumulation needs them.
         """
         if self._hidden and (self.importance is not None or self.trainer.accumulate_grad_batches > 1):
-            raise ValueError(
+            raise SettingError(
                 "DeepSpeed keeps gradients to itself: importance rules, and trainer.accumulate_grad_batches above 1 "
                 "with a loss over all answer tokens of a step, need them. Use configs/trainer/fsdp2.yaml or ddp.yaml."
             )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on the seed and the position alone, so a resumed run repeats it."""
-        torch.manual_seed(mix(run_seed(), 2, self.trainer.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(stream_seed(Stream.DROPOUT, self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
@@ -363,13 +371,13 @@ class MLLMModule(L.LightningModule):
         """Refuse what does not belong to this model.
 
         Raises:
-            ValueError: The checkpoint is of another backbone or another adapter.
+            SettingError: The checkpoint is of another backbone or another adapter.
         """
         own = checkpoint.get("mllm_lit")
         if own is None:
-            raise ValueError("This checkpoint was not written by mllm_lit. Give one from a run's checkpoints/ folder.")
+            raise SettingError("This checkpoint was not written by mllm_lit. Give one of a run's checkpoints/.")
         if own["backbone"] != self._loaded.identity:
-            raise ValueError(
+            raise SettingError(
                 f"The checkpoint was trained on the backbone {own['backbone_path']!r} ({own['backbone'][:12]}), but "
                 f"this run has {str(self.backbone.path)!r} ({self._loaded.identity[:12]}). Its tensors mean nothing "
                 "on other weights: resume with --model.backbone set to that backbone."
@@ -379,11 +387,13 @@ class MLLMModule(L.LightningModule):
         if mine != theirs:
             missing, extra = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
             shapes = [name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]]
-            raise ValueError(
+            raise SettingError(
                 f"The checkpoint holds the adapter {own['adapter']}, which does not fit this run's "
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
                 f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
             )
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(checkpoint)
         if self.importance is not None and self.importance.needs_reference:
             # θ0 is what the parameters hold now: the checkpoint's weights come right after this.
             self.reference = Reference.capture(dict(self.trainable()), None, self.importance.reference_on)
@@ -403,6 +413,22 @@ def replay_sums(nll: Tensor, counts: Tensor, samples: Sequence[Sample]) -> tuple
         zero = nll.new_zeros((), dtype=torch.float64)
         return zero, zero
     return nll.detach()[replayed].double().sum(), counts[replayed].double().sum()
+
+
+def check_trainer(trainer: L.Trainer) -> None:
+    """Refuse what a trainer takes and cannot do, before anything is read or loaded.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise SettingError(
+            f"trainer.precision is {trainer.precision}, which would turn the trained weights into 16 bits: updates "
+            f"smaller than their rounding are lost. Set it to {str(trainer.precision).replace('true', 'mixed')}; the "
+            "frozen weights are in 16 bits by model.backbone.dtype."
+        )
+    in_range("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1)
+    in_range("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
 
 
 def refuse_mixed_dtypes(net: nn.Module) -> None:

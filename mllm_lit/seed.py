@@ -1,6 +1,24 @@
 """The run's one seed, from which everything random is drawn."""
 
 import os
+from enum import IntEnum
+
+
+class Stream(IntEnum):
+    """What random numbers are drawn for. Each is used in one place; numbers are never used again."""
+
+    ADAPTER = 1
+    """Initial values of what an adapter adds."""
+    DROPOUT = 2
+    """Of a training batch."""
+    RULE = 3
+    """The seed of importance rules that are given none."""
+    PROBED_ROWS = 4
+    """The order of the rows that a rule looks at."""
+    PROBED_DROPOUT = 5
+    """Of a batch that a rule looks at."""
+    CONNECTOR = 6
+    """Initial values of a new connector between parts."""
 
 
 def run_seed() -> int:
@@ -13,6 +31,11 @@ def run_seed() -> int:
     if seed is None:
         raise RuntimeError("No seed is set. Give seed_everything in the config, or call lightning.seed_everything().")
     return int(seed)
+
+
+def stream_seed(stream: Stream, *parts: int) -> int:
+    """The run's seed of a stream, or of one place in it."""
+    return mix(run_seed(), stream, *parts)
 
 
 def mix(*parts: int) -> int:

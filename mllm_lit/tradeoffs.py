@@ -2,25 +2,70 @@
 
 A cell is one run of ``tools/fit.py`` (or, for merges, of ``tools/merge.py`` on a finished run). The learning rate of a
 method is the one with the best target score on the validation split, from runs with one seed; of equal ones the
-smallest. Then every seed is trained with it and scored on whole test splits. Finished cells are not repeated.
+smallest. Then every seed is trained with it and scored on whole test splits. Finished cells are not repeated, unless
+their settings or their data were edited since.
 """
 
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import yaml
 
+from mllm_lit.errors import HIGHEST_SEED, UserError
+from mllm_lit.merging.options import check_options
 from mllm_lit.metrics import tradeoff
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
 
 
-class GridError(ValueError):
+class GridError(UserError, ValueError):
     """The grid file cannot be read as one; the message names the method and the key."""
+
+
+Seed = Annotated[int, msgspec.Meta(ge=0, le=HIGHEST_SEED)]
+Rate = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Row(msgspec.Struct):
+    """What a method's keys take."""
+
+    seeds: Annotated[list[Seed], msgspec.Meta(min_length=1)]
+    words: str = ""
+    rates: Annotated[list[Rate], msgspec.Meta(min_length=1)] | None = None
+    of: str | None = None
+    merge: str | None = None
+    options: dict[str, Any] = {}
+    label: str | None = None
+
+
+class _Content(msgspec.Struct):
+    """What a grid's keys take."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[\w-]+$")]
+    words: str
+    rate: str
+    choosing: str
+    choosing_seed: Seed
+    methods: dict[str, dict[str, Any]]
+    claims: list[Any] = []
+
+
+def checked(where: str, value: Any, expected: Any) -> None:
+    """Hold a value against a type.
+
+    Raises:
+        GridError: It differs; names the place in it.
+    """
+    try:
+        msgspec.convert(value, expected)
+    except msgspec.ValidationError as error:
+        raise GridError(f"{where}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -94,12 +139,17 @@ def read_grid(path: Path) -> Grid:
     """Read a grid file; see ``benchmarks/tradeoffs.yaml``.
 
     Raises:
-        GridError: A key is unknown or missing.
+        GridError: It is no YAML, a key is unknown or missing, or a value is not what the key takes.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GridError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     fields = {"name", "words", "rate", "choosing", "choosing_seed", "methods"}
     if not isinstance(content, dict) or content.keys() - {"claims"} != fields:
-        raise GridError(f"{path} has the keys {sorted(content)}, expected {sorted(fields)}.")
+        found = sorted(content, key=str) if isinstance(content, dict) else type(content).__name__
+        raise GridError(f"{path} has the keys {found}, expected {sorted(fields)}.")
+    checked(str(path), content, _Content)
     methods = {name: _method(name, row) for name, row in content["methods"].items()}
     for method in methods.values():
         if method.of is not None and (method.of not in methods or methods[method.of].of is not None):
@@ -114,6 +164,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def _claim(row: Mapping[str, str], methods: Mapping[str, Method]) -> Claim:
+    checked("a claim", row, dict[str, str])
     if row.keys() != Claim.__dataclass_fields__.keys():
         raise GridError(f"a claim has the keys {sorted(row)}, expected {sorted(Claim.__dataclass_fields__)}.")
     claim = Claim(**row)
@@ -128,6 +179,9 @@ def _method(name: str, row: Mapping[str, Any]) -> Method:
     trained, merged = {"seeds", "words", "rates"}, {"seeds", "of", "merge"}
     if row.keys() != trained and not merged <= row.keys() <= merged | {"options", "label"}:
         raise GridError(f"{name} has the keys {sorted(row)}, expected {sorted(trained)} or {sorted(merged)}.")
+    checked(name, row, _Row)
+    if (merge := row.get("merge")) is not None:
+        check_options(merge, yaml.safe_dump(row.get("options", {})))
     return Method(
         name,
         tuple(row["seeds"]),
@@ -144,17 +198,25 @@ Run = Callable[[str, Sequence[str]], None]
 """Runs a tool, by its name, with these words; raises when it fails."""
 
 
+Facts = Callable[[Sequence[str]], Mapping[str, Any]]
+"""What the result of a run with these words depends on; see :func:`mllm_lit.cells.facts`."""
+
+
 class Study:
     """Runs what is missing of a grid, and collects what is there.
+
+    Beside each run directory ``NAME.cell.json`` says what its result depends on. A cell of other settings or data is
+    run anew, the old directory kept as ``NAME.old-1`` and so on; one of other code alone is kept and named.
 
     Args:
         grid: What to run.
         runs: Folder of the run directories.
         run: Starts a tool.
+        facts: Tells what a result depends on.
     """
 
-    def __init__(self, grid: Grid, runs: Path, run: Run) -> None:
-        self.grid, self.runs, self.run = grid, runs / grid.name, run
+    def __init__(self, grid: Grid, runs: Path, run: Run, facts: Facts) -> None:
+        self.grid, self.runs, self.run, self.facts = grid, runs / grid.name, run, facts
 
     def method(self, method: Method) -> dict[str, Any]:
         """Run and collect one method.
@@ -183,14 +245,32 @@ class Study:
     def _fit(self, method: Method, rate: float, seed: int, choosing: bool = False) -> dict[str, Any]:
         version = f"{'choosing' if choosing else 'lr'}-{rate:g}-seed-{seed}"
         folder = self.runs / method.name / version
+        given = (*self.grid.words, *(self.grid.choosing if choosing else ()), *method.words, *self.grid.rate)
+        words = [word.replace("{lr}", f"{rate:g}") for word in given] + ["--seed_everything", str(seed)]
+        self._check(folder, words)
         if not (folder / "summary.json").is_file():
-            given = (*self.grid.words, *(self.grid.choosing if choosing else ()), *method.words, *self.grid.rate)
-            words = [word.replace("{lr}", f"{rate:g}") for word in given] + ["--seed_everything", str(seed)]
             words += ["--output", str(self.runs), "--experiment", method.name, "--version", version]
             # Goes on with a cell that was cut off, and starts one that was not begun.
             self.run("fit", [*words, "--ckpt_path", "last"])
         summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         return summary | {"folder": str(folder)}
+
+    def _check(self, folder: Path, words: Sequence[str]) -> None:
+        """Put a directory aside that holds another cell than the grid asks for, begun or finished."""
+        file, now = folder.with_name(f"{folder.name}.cell.json"), dict(self.facts(words))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        differs = ["nothing says what it was made from"] if before is None else changed(before, now)
+        if folder.is_dir() and differs == ["code"]:
+            print(f"{folder} was made by other code, and is taken as it is; remove it to have it run anew.")
+            return
+        if folder.is_dir() and differs:
+            old = next(path for i in count(1) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
+            folder.rename(old)
+            if before is not None:
+                file.rename(old.with_name(f"{old.name}.cell.json"))
+            print(f"{folder} is of another cell ({'; '.join(differs)}): kept as {old.name}, run anew.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
 
     def _merged(self, method: Method) -> dict[str, Any]:
         assert method.of is not None
@@ -201,7 +281,7 @@ class Study:
             summary = self._fit(trained, choice["chosen"], seed)
             folder = Path(summary["folder"])
             file = folder / "merges" / method.merge / "merge.json"
-            if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["asked"] != method.options:
+            if not file.is_file() or json.loads(file.read_text(encoding="utf-8")).get("asked") != method.options:
                 self.run("merge", [str(folder), "--method", method.merge, "--options", method.options])
                 content = json.loads(file.read_text(encoding="utf-8")) | {"asked": method.options}
                 file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -215,6 +295,17 @@ class Study:
             "learning_rate": choice,
             "seeds": seeds,
         }
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two cells: settings by name with both values, ``data``, ``code``."""
+    old, new = before["settings"], now["settings"]
+    told = [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return told + [part for part in ("data", "code") if before[part] != now[part]]
 
 
 def _cell(summary: Mapping[str, Any]) -> dict[str, Any]:

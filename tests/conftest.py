@@ -8,6 +8,8 @@ import pytest
 # Nothing here may reach a network, whatever the machine would allow.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Errors reach the tests that run the command line in their own process.
+os.environ["MLLM_LIT_TRACEBACK"] = "1"
 
 REPOSITORY = Path(__file__).parent.parent
 

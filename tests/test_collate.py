@@ -10,7 +10,7 @@ from PIL import Image
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.lengths import Expansions, row_lengths
 from mllm_lit.data.prompt import ChatFormat, FormatError
-from mllm_lit.data.sample import Sample
+from mllm_lit.data.sample import Sample, Turn
 from tests.tiny import tiny_processor
 
 
@@ -122,3 +122,44 @@ def test_a_template_that_asks_otherwise_than_it_trains_is_refused() -> None:
     )
     with pytest.raises(FormatError, match="another prompt before an answer"):
         ChatFormat(odd).render(sample())
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('Roles must alternate') }}", "TemplateError: Roles must alternate"),
+        ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "TypeError"),
+        ("{{ nothing.at.all }}", "UndefinedError"),
+        ("{% for m in", "TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_fails_is_a_fault_of_the_format(template: str, told: str) -> None:
+    broken = tiny_processor()
+    broken.chat_template = template
+    with pytest.raises(FormatError, match=f"(?s)chat template of LlavaProcessor cannot render.*{told}"):
+        ChatFormat(broken)
+
+
+def test_a_template_that_refuses_a_row_names_it() -> None:
+    strict = tiny_processor()
+    strict.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{{ m['role'] }}: {{ m['content'][0]['text'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = (Turn("system", "be brief"), Turn("user", "what?"), Turn("assistant", "red"))
+    assert ChatFormat(strict).render(sample("red")).text.endswith("assistant: red</s>")
+    with pytest.raises(FormatError, match="rows.json:7: sample 'x'.*TemplateError: no system turn"):
+        ChatFormat(strict).render(Sample("x", turns, origin="rows.json:7"))
+
+
+def test_a_template_that_changes_an_answer_is_refused() -> None:
+    """As those that cut out what a model thought."""
+    odd = tiny_processor()
+    odd.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'].split('</think>')[-1] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert ChatFormat(odd).render(sample("red")).text.endswith("assistant: red</s>")
+    with pytest.raises(FormatError, match="the chat template changes what the assistant says"):
+        ChatFormat(odd).render(sample("so </think> red"))

@@ -14,6 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from mllm_lit.backbones.efficientnet_lite import SameConv
 from mllm_lit.tasks import VQAv2, embedded_root
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / "mllm_lit" / "backbones" / "embedded"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mllm_lit.tasks import EMBEDDED, GQA, COCOCaptions, IconQA, ScienceQA, Task, VQAv2, embedded_root
+from mllm_lit.tasks import EMBEDDED, GQA, COCOCaptions, Conversations, IconQA, ScienceQA, Task, VQAv2, embedded_root
 from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS
 from tests.conftest import REPOSITORY
 
@@ -20,6 +20,7 @@ SPLITS: list[tuple[str, Task, tuple[str, ...]]] = [
     ("iconqa", IconQA("fill_in_blank"), ("train", "val", "test")),
     ("coco_captions", COCOCaptions(), ("train2014", "val2014")),
     ("vqav2", VQAv2(), ("train2014", "val2014")),
+    ("conversations", Conversations(), ("train", "val", "test")),
     ("gqa", GQA(), ("train_balanced", "val_balanced", "testdev_balanced")),
 ]
 
@@ -33,7 +34,7 @@ def test_licences_name_source_and_terms(name: str) -> None:
     text = (embedded_root(name) / "LICENSES.md").read_text(encoding="utf-8")
     assert "| work | package | licence | source |" in text
     assert "MIT" in text
-    if name != "vqav2":
+    if name not in ("vqav2", "conversations"):
         for attribution in ("CC-BY-4.0", "Twemoji", "Apache-2.0"):
             assert attribution in text
 
@@ -71,7 +72,7 @@ def test_the_same_files_are_packed_to_the_same_bytes(tmp_path: Path, monkeypatch
     assert sums[0] == sha256((tmp_path / "first_archives" / sums[1]).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if name != "conversations"])
 def test_every_picture_decodes(name: str) -> None:
     pictures = [path for path in embedded_root(name).rglob("*") if path.suffix in (".png", ".jpg")]
     assert len(pictures) > 400
@@ -165,3 +166,14 @@ def test_sources_say_what_their_references_are() -> None:
     assert all(len(row["answers"]) == 10 for row in answers)
     kinds = {row["types"]["detailed"] for row in load(embedded_root("gqa"), "testdev_balanced_questions.json").values()}
     assert {"category", "colorQuery", "exist", "categoryVerify"} <= kinds
+
+
+def test_conversations_are_the_questions_on_a_picture_of_vqav2() -> None:
+    asked = {}
+    for sample in VQAv2(prompt="{question}").rows(embedded_root("vqav2"), "train2014"):
+        asked.setdefault(Path(str(sample.images[0])).resolve(), []).append((sample.question, sample.answer))
+    rows = Conversations().rows(embedded_root("conversations"), "train")
+    assert len(rows) == len(asked) == 250
+    for row in rows:
+        texts = [turn.text for turn in row.turns]
+        assert list(zip(texts[::2], texts[1::2], strict=True)) == asked[Path(str(row.images[0])).resolve()]

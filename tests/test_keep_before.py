@@ -12,6 +12,8 @@ from PIL import Image
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from tests.test_run import CONFIGS, config, run
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["config"]  # the fixture
 
 
@@ -102,3 +104,41 @@ def test_an_adapter_that_changes_the_backbone_is_measured_each_time(
         run(monkeypatch, *words, "--model.adapter.init", "pissa", "--model.adapter.rank", "4")
     assert phases == ["before", "after"] * 2
     assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("words", [["--data.task.score", "exact"], ["--trainer.limit_test_batches", "1"]])
+def test_other_scorers_and_other_parts_of_a_set_have_other_scores(
+    words: list[str], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, phases: list[str]
+) -> None:
+    """A scorer's arguments and the number of batches enter what is kept, as the whole and its part differ."""
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "data" / "a.png")
+    turns = [{"from": "human", "value": "<image>what colour?"}, {"from": "gpt", "value": "Red"}]
+    rows = [{"id": str(i), "image": "a.png", "conversations": turns} for i in range(4)]
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / f"{split}.json").write_text(json.dumps(rows))
+    settings = {
+        "model": {
+            "backbone": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(tiny_folder)}},
+            "adapter": {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 2}},
+        },
+        "data": {
+            "class_path": "mllm_lit.data.VQADataModule",
+            "init_args": {
+                "task": {"class_path": "mllm_lit.tasks.Conversations", "init_args": {"score": "lower"}},
+                "root": str(tmp_path / "data"), "batch_size": 2, "eval_batch_size": 2,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu", "max_steps": 1, "limit_val_batches": 0, "enable_progress_bar": False,
+            "enable_model_summary": False, "num_sanity_val_steps": 0,
+        },
+        "output": str(tmp_path / "logs"),
+    }  # fmt: skip
+    path = tmp_path / "conversations.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    common = ["--config", str(path), "--keep_before", str(tmp_path / "kept")]
+    run(monkeypatch, *common)
+    run(monkeypatch, *common, *words)
+    run(monkeypatch, *common, *words)
+    assert phases == ["before", "after", "before", "after", "after"]

@@ -15,6 +15,8 @@ from mllm_lit.backbones import BackboneError
 from mllm_lit.merging import MergeError
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = REPOSITORY / "configs" / "adapters"
 
 
@@ -63,7 +65,7 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def merge(monkeypatch: pytest.MonkeyPatch, run: Path, method: str, *words: str) -> dict[str, Any]:
-    monkeypatch.setattr(sys, "argv", ["merge.py", str(run), "--method", method, *words])
+    monkeypatch.setattr(sys, "argv", ["merge.py", str(run), "--method", method, "--trust", "tests", *words])
     runpy.run_path(str(REPOSITORY / "tools" / "merge.py"))["main"]()
     result: dict[str, Any] = json.loads((run / "merges" / method / "merge.json").read_text())
     return result

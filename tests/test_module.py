@@ -103,6 +103,7 @@ class Stop(L.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
 def test_resume_equals_uninterrupted(tiny_folder: Path, tmp_path: Path, step: int) -> None:
     """Bit for bit, dropout on, across an epoch's end (three steps an epoch), with accumulation."""

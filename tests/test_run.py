@@ -15,6 +15,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 
 
@@ -183,7 +185,7 @@ def test_a_setting_that_a_later_word_replaces_is_refused(
 
 def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tools" / "fit.py"), "--config", str(config), "--data.root", "/nowhere"]
-    found = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    found = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MLLM_LIT_TRACEBACK": ""}
     done = subprocess.run(command, cwd=REPOSITORY, env=found, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "there is no folder '/nowhere'" in done.stderr
@@ -192,7 +194,7 @@ def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
 
 
 def test_a_run_directory_that_exists_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm_lit.cli import RunDirectoryError
+    from mllm_lit.callbacks.run_directory import RunDirectoryError
 
     taken = tmp_path / "logs" / "toy_run" / "mine"
     taken.mkdir(parents=True)

@@ -14,8 +14,11 @@ import yaml
 from mllm_lit.backbones import BackboneError, ComposedBackbone
 from mllm_lit.backbones.export import ExportError, export, probe, to_plain
 from mllm_lit.backbones.run import Tuned, load_tuned, read_backbone
+from mllm_lit.errors import UserError
 from tests.backbones.parts import save_llm, save_vision
 from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -117,7 +120,7 @@ def test_an_exported_run_loads_in_plain_transformers_and_answers_alike(
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     untuned = load_tuned(tuned.loaded.source)
     assert not torch.allclose(logits, probe(untuned.loaded.processor, untuned.module), atol=1e-2)
-    with pytest.raises(SystemExit, match="not empty"):
+    with pytest.raises(ExportError, match="not empty"):
         call("export", monkeypatch, "--run", str(run), "--out", str(out))
 
 
@@ -184,7 +187,7 @@ def test_the_embedded_model_says_what_to_import(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_what_is_missing_is_named(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises(UserError, match=message):
         call("ask", monkeypatch, "What is this?", *words)
 
 

@@ -4,18 +4,21 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from mllm_lit.cells import facts
 from mllm_lit.importance import RULES
 from mllm_lit.merging import MERGES
 from mllm_lit.tradeoffs import (
     Claim,
     GridError,
     Study,
+    changed,
     markdown,
     mean_sd,
     pareto,
@@ -47,6 +50,11 @@ def write_grid(path: Path, **changes: Any) -> Path:
 
 
 CLAIM = {"says": "a", "source": "p", "higher": "full", "lower": "lora", "score": "H"}
+
+
+def told(words: Sequence[str]) -> dict[str, Any]:
+    """Settings as they stand in the words."""
+    return {"settings": dict(zip(words[::2], words[1::2], strict=True)), "data": "d", "code": "c"}
 
 
 class Fake:
@@ -91,7 +99,7 @@ def trade(target: float, source: float) -> dict[str, float]:
 @pytest.fixture
 def results(tmp_path: Path) -> tuple[Study, Fake, list[dict[str, Any]]]:
     fake = Fake()
-    study = Study(read_grid(write_grid(tmp_path / "grid.yaml")), tmp_path / "runs", fake)
+    study = Study(read_grid(write_grid(tmp_path / "grid.yaml")), tmp_path / "runs", fake, told)
     return study, fake, [study.method(method) for method in study.grid.methods.values()]
 
 
@@ -115,6 +123,81 @@ def test_finished_cells_are_skipped(results: tuple[Study, Fake, list[dict[str, A
     assert done == 3 + 2 + 1 + 2
     assert [study.method(method) for method in study.grid.methods.values()] == first
     assert len(fake.calls) == done
+
+
+@pytest.mark.parametrize("what", ["settings", "data", "unknown"])
+def test_an_edited_cell_is_run_anew_and_the_old_one_kept(
+    results: tuple[Study, Fake, list[dict[str, Any]]],
+    tmp_path: Path,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study, fake, _ = results
+    done, lora = len(fake.calls), study.grid.methods["lora"]
+    folder = tmp_path / "runs" / "toy" / "lora" / "lr-0.5-seed-1"
+    old = (folder / "summary.json").read_text()
+    said = {"settings": "--model.adapter: lora.yaml -> dora.yaml", "data": "(data)", "unknown": "nothing says"}[what]
+    if what == "settings":
+        lora = replace(lora, words=("--model.adapter", "dora.yaml"))
+    elif what == "data":
+        study.facts = lambda words: told(words) | {"data": "other"}
+    else:
+        folder.with_name("lr-0.5-seed-1.cell.json").unlink()
+    (folder / "mark").touch()
+    study.method(lora)
+    assert len(fake.calls) == done + 1
+    assert not (folder / "mark").exists()
+    assert (folder.with_name("lr-0.5-seed-1.old-1") / "summary.json").read_text() == old
+    assert said in capsys.readouterr().out
+    study.method(lora)
+    assert len(fake.calls) == done + 1
+
+
+def test_a_cell_of_other_code_is_taken_and_named(
+    results: tuple[Study, Fake, list[dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, fake, first = results
+    done = len(fake.calls)
+    study.facts = lambda words: told(words) | {"code": "other"}
+    assert study.method(study.grid.methods["lora"]) == first[1]
+    assert len(fake.calls) == done
+    assert "lr-0.5-seed-1 was made by other code" in capsys.readouterr().out
+
+
+def test_a_cell_that_was_cut_off_is_not_gone_on_with_under_other_settings(
+    results: tuple[Study, Fake, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    study, _, _ = results
+    folder = tmp_path / "runs" / "toy" / "lora" / "lr-0.5-seed-1"
+    (folder / "summary.json").rename(folder / "half")
+    study.method(replace(study.grid.methods["lora"], words=("--model.adapter", "dora.yaml")))
+    assert not (folder / "half").exists()
+
+
+def test_a_result_depends_on_resolved_settings_and_data(tiny_folder: Path, tmp_path: Path) -> None:
+    config, data = tmp_path / "toy.yaml", tmp_path / "data"
+    data.mkdir()
+    (data / "rows.json").write_text("[]")
+
+    def now(batch_size: int = 4, *words: str) -> dict[str, Any]:
+        task = {"task": {"class_path": "tests.toy.Toy"}, "root": str(data), "batch_size": batch_size}
+        model = {"backbone": str(tiny_folder), "adapter": str(REPOSITORY / "configs" / "adapters" / "lora.yaml")}
+        model["backbone"] = {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(tiny_folder)}}  # type: ignore[assignment]
+        config.write_text(
+            yaml.safe_dump({"model": model, "data": {"class_path": "mllm_lit.data.VQADataModule", "init_args": task}})
+        )
+        return facts(["--config", str(config), "--seed_everything", "3", *words])
+
+    first = now()
+    assert changed(first, now(4, "--output", "elsewhere", "--experiment", "x", "--version", "y")) == []
+    assert changed(first, now(5)) == ["data.batch_size: 4 -> 5"]  # the same words, another file
+    assert changed(first, now(4, "--model.adapter.lr", "0.5"))[0].endswith("-> 0.5")
+    (data / "rows.json").write_text("[1]")
+    assert changed(first, now()) == ["data"]
+    (data / "rows.json").unlink()
+    (tiny_folder / "more").touch()
+    assert changed(first, now()) == ["data"]
+    (tiny_folder / "more").unlink()
 
 
 def test_merges_stand_for_their_point(results: tuple[Study, Fake, list[dict[str, Any]]]) -> None:
@@ -223,6 +306,7 @@ def test_the_grids_name_files_that_are_there(path: Path) -> None:
             assert len(grid.methods[name].seeds) >= 3, name
 
 
+@pytest.mark.slow
 def test_a_cell_is_a_real_run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script's words are understood by the tools themselves: two rates, one seed, one merge."""
     import runpy
@@ -255,13 +339,13 @@ def test_a_cell_is_a_real_run(tiny_folder: Path, tmp_path: Path, monkeypatch: py
     grid = read_grid(write_grid(tmp_path / "grid.yaml", words=f"--config {config}", methods=methods))
 
     def run(tool: str, words: Sequence[str]) -> None:
-        monkeypatch.setattr(sys, "argv", [f"{tool}.py", *words])
         if tool == "fit":
             main(list(words))
         else:
+            monkeypatch.setattr(sys, "argv", [f"{tool}.py", *words, "--trust", "tests"])
             runpy.run_path(str(REPOSITORY / "tools" / f"{tool}.py"))["main"]()
 
-    study = Study(grid, tmp_path / "runs", run)
+    study = Study(grid, tmp_path / "runs", run, facts)
     rows = [study.method(method) for method in grid.methods.values()]
     assert len(rows[0]["learning_rate"]["tried"]) == 2
     assert rows[0]["seeds"]["1"]["cost"]["steps"] == 2

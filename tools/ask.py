@@ -7,11 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mllm_lit.adapters import AdapterError
-from mllm_lit.backbones import BackboneError, LayoutError
 from mllm_lit.backbones.ask import Conversation
 from mllm_lit.backbones.run import load_tuned
-from mllm_lit.data.images import ImageError
+from mllm_lit.errors import plain_errors
 
 
 def main() -> None:
@@ -22,15 +20,13 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--backbone", default="embedded", help="a file of configs/backbones, a hub id or a folder")
     which.add_argument("--run", type=Path, help="directory of a finished run: its backbone with its adapter")
+    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--chat", action="store_true", help="ask several questions")
     options = parser.parse_args()
-    try:
-        tuned = load_tuned(options.backbone, options.run, dtype=options.dtype)
-        conversation = Conversation(tuned, options.image)
-    except (AdapterError, BackboneError, ImageError, LayoutError) as error:
-        sys.exit(str(error))
+    tuned = load_tuned(options.backbone, options.run, options.trust, dtype=options.dtype)
+    conversation = Conversation(tuned, options.image)
     import torch
     from transformers import TextStreamer
 
@@ -41,7 +37,9 @@ def main() -> None:
     question = options.question
     try:
         while True:
-            conversation.ask(input(prompt) if question is None else question, options.max_new_tokens, streamer)
+            asked = input(prompt) if question is None else question
+            if asked.strip() or question is not None:
+                conversation.ask(asked, options.max_new_tokens, streamer)
             if question is not None and not options.chat:
                 break
             question = None
@@ -50,4 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

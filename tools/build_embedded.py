@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from embedded.build import PARTS, build
 
+from mllm_lit.errors import plain_errors
+
 
 def main() -> None:
     """Parse, build."""
@@ -29,4 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

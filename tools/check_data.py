@@ -9,8 +9,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mllm_lit.cli import MLLMCLI, USER_ERRORS, quiet
+from mllm_lit.cli import MLLMCLI, quiet
 from mllm_lit.data.preflight import check, read_all
+from mllm_lit.errors import in_range, plain_errors
 
 
 def main() -> int:
@@ -19,6 +20,9 @@ def main() -> int:
     parser.add_argument("--faults", type=Path, help="write the faults to this file, as JSON")
     parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
     options, rest = parser.parse_known_args()
+    in_range("--workers", options.workers, 1)
+    if options.faults is not None:
+        options.faults.open("a").close()  # refused now, not after all was read
     quiet()
     sys.argv = [sys.argv[0], *rest]
     datasets, faults = read_all(MLLMCLI(run=False).datamodule.readers())
@@ -32,7 +36,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         sys.exit(main())
-    except USER_ERRORS as error:
-        sys.exit(f"{type(error).__name__}: {error}")

@@ -5,14 +5,11 @@ written as it is: weights in their authors' own format, or parts of your choice,
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from mllm_lit.adapters import AdapterError
-from mllm_lit.backbones import BackboneError, LayoutError
 from mllm_lit.backbones.export import export
-from mllm_lit.backbones.quantize import QuantizationError
 from mllm_lit.backbones.run import load_tuned
+from mllm_lit.errors import plain_errors
 
 
 def main() -> None:
@@ -22,16 +19,16 @@ def main() -> None:
     which.add_argument("--run", type=Path, help="directory of a finished run")
     which.add_argument("--backbone", help="a file of configs/backbones, a hub id or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or new")
+    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
     options = parser.parse_args()
-    try:
-        change, imports = export(load_tuned(options.backbone, options.run, dtype=options.dtype), options.out)
-    except (AdapterError, BackboneError, LayoutError, QuantizationError) as error:
-        sys.exit(str(error))
+    tuned = load_tuned(options.backbone, options.run, options.trust, dtype=options.dtype)
+    change, imports = export(tuned, options.out)
     print(f"{options.out}: merged; a logit changed by at most {change:.2g}.")
     if imports:
         print(f"Before transformers can load it: import {', '.join(imports)}")
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

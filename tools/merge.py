@@ -12,13 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
-import yaml
-
-from mllm_lit.adapters import AdapterError
-from mllm_lit.backbones import BackboneError
-from mllm_lit.backbones.quantize import QuantizationError
 from mllm_lit.cli import quiet
-from mllm_lit.merging import MERGES, MergeError
+from mllm_lit.errors import in_range, plain_errors
+from mllm_lit.merging import MERGES
+from mllm_lit.merging.options import check_options
 
 
 def main() -> None:
@@ -26,27 +23,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory of tools/fit.py")
     parser.add_argument("--method", required=True, choices=["adapter", *MERGES])
-    parser.add_argument("--options", type=yaml.safe_load, default={}, help="the merge's arguments, as YAML")
+    parser.add_argument("--options", default="{}", help="the merge's arguments, as YAML")
     parser.add_argument(
         "--rows", type=int, default=128, help="train rows for model_tailor, and for grafting with steps"
     )
     parser.add_argument("--out", type=Path, help="write the merged weights there, as a Hugging Face folder")
+    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
     options, rest = parser.parse_known_args()
     from mllm_lit.merging.run import FinishedRun
 
     quiet()
+    arguments = check_options(options.method, options.options)
+    in_range("--rows", options.rows, 1)
     folder = options.run / "merges" / options.method
-    run = FinishedRun(options.run, folder, rest)
+    run = FinishedRun(options.run, folder, rest, options.trust)
     if options.method == "adapter":
         result = run.check_adapter(options.out)
     else:
-        result = run.merge(options.method, options.options, options.rows, options.out)
+        result = run.merge(options.method, arguments, options.rows, options.out)
     (folder / "merge.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"Written: {folder / 'merge.json'}")
 
 
 if __name__ == "__main__":
-    try:
+    with plain_errors():
         main()
-    except (AdapterError, BackboneError, MergeError, QuantizationError) as error:
-        raise SystemExit(str(error)) from error

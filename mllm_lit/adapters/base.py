@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.layout import Layout, Role
+from mllm_lit.errors import UserError, in_range
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 ConnectorMode = Literal["frozen", "tuned", "lora"]
 
 
-class AdapterError(ValueError):
+class AdapterError(UserError, ValueError):
     """An adapter cannot do what was asked of it; the message says why and what to change."""
 
 
@@ -44,11 +45,11 @@ class Adapter(ABC):
         vision_lr: float | None = None,
         weight_decay: float = 0.0,
     ) -> None:
-        self.lr = lr
+        self.lr = in_range("adapter.lr", lr, 0)
         self.connector = connector
-        self.connector_lr = connector_lr
-        self.vision_lr = vision_lr
-        self.weight_decay = weight_decay
+        self.connector_lr = in_range("adapter.connector_lr", connector_lr, 0)
+        self.vision_lr = in_range("adapter.vision_lr", vision_lr, 0)
+        self.weight_decay = in_range("adapter.weight_decay", weight_decay, 0)
         self.identity = ""
         self.layout: Layout | None = None
         self.opened: frozenset[str] = frozenset()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mllm_lit.adapters.peft import PeftAdapter
 from mllm_lit.adapters.targets import OUTPUTS, Blocks, Where, block_linears, pattern
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.errors import in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -45,13 +46,13 @@ class Bottleneck(PeftAdapter):
         **shared: Any,
     ) -> None:
         super().__init__(lr=lr, **shared)
-        self.size = size
+        self.size = in_range("adapter.size", size, 1)
         self.where: Where = where
         self.blocks: Blocks = blocks
         self.placement = placement
         self.non_linearity = non_linearity
-        self.dropout = dropout
-        self.scale = scale
+        self.dropout = in_range("adapter.dropout", dropout, 0, below=1)
+        self.scale = in_range("adapter.scale", scale)
         self.learn_scale = learn_scale
         self.init: Literal["zero", "normal"] = init
         self.exact_at_attach = init == "zero"

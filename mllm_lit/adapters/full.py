@@ -7,6 +7,7 @@ from mllm_lit.adapters.base import Adapter, AdapterError
 from mllm_lit.adapters.targets import Blocks, chosen_blocks
 from mllm_lit.backbones.layout import Layout
 from mllm_lit.backbones.quantize import refuse_if_quantized
+from mllm_lit.errors import in_range
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ class Full(Adapter):
         if self.connector == "lora":
             raise AdapterError("connector: lora needs the lora adapter; full tuning takes frozen or tuned.")
         self.blocks: Blocks = blocks
-        self.vision_from = vision_from
+        self.vision_from = in_range("adapter.vision_from", vision_from, 0)
         self.only = only
 
     def names_to_open(self, model: "nn.Module", layout: Layout) -> list[str]:

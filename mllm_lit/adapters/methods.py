@@ -7,6 +7,7 @@ from mllm_lit.adapters.base import AdapterError
 from mllm_lit.adapters.peft import PeftAdapter
 from mllm_lit.adapters.targets import OUTPUTS, Blocks, Where, block_linears, pattern
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.errors import in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -69,9 +70,9 @@ class Prefix(PeftAdapter):
         **shared: Any,
     ) -> None:
         super().__init__(lr=lr, **shared)
-        self.tokens = tokens
+        self.tokens = in_range("adapter.tokens", tokens, 1)
         self.projection = projection
-        self.projection_size = projection_size
+        self.projection_size = in_range("adapter.projection_size", projection_size, 1)
 
     def config(self, model: "nn.Module", layout: Layout) -> "PeftConfig":
         """See :meth:`PeftAdapter.config`."""
@@ -100,7 +101,7 @@ class Prompt(PeftAdapter):
 
     def __init__(self, tokens: int = 20, from_vocabulary: bool = True, lr: float = 1e-3, **shared: Any) -> None:
         super().__init__(lr=lr, **shared)
-        self.tokens = tokens
+        self.tokens = in_range("adapter.tokens", tokens, 1)
         self.from_vocabulary = from_vocabulary
         self.extra_positions = tokens
 

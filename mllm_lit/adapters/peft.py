@@ -11,6 +11,7 @@ from mllm_lit.adapters.base import Adapter, AdapterError, snapshot, whole
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.errors import in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -113,15 +114,15 @@ class LoRA(PeftAdapter):
         super().__init__(**shared)
         if isinstance(init, str) and init.startswith(DATA_DRIVEN):
             raise AdapterError(f"init: {init} has to see data before training, which no run here gives it.")
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
+        self.rank = in_range("adapter.rank", rank, 1)
+        self.alpha = in_range("adapter.alpha", alpha, above=0)
+        self.dropout = in_range("adapter.dropout", dropout, 0, below=1)
         self.where: Where = where
         self.blocks: Blocks = blocks
         self.init = init
         self.use_dora = use_dora
         self.use_rslora = use_rslora
-        self.lora_plus_ratio = lora_plus_ratio
+        self.lora_plus_ratio = in_range("adapter.lora_plus_ratio", lora_plus_ratio, above=0)
         self.vision = vision
         self._at_attach: dict[str, Tensor] = {}
 

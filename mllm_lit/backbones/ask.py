@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mllm_lit.backbones.load import context
 from mllm_lit.backbones.run import Tuned
 from mllm_lit.data.images import load_image
-from mllm_lit.data.prompt import ChatFormat, chat_format
+from mllm_lit.data.prompt import ChatFormat, FormatError, chat_format
 from mllm_lit.data.sample import Turn
+from mllm_lit.errors import in_range
 
 
 class Conversation:
@@ -36,18 +38,27 @@ class Conversation:
             streamer: As for ``generate``: told each token as it comes.
 
         Raises:
-            FormatError: The question cannot be put into the model's chat format.
+            FormatError: The question is empty, beyond the context, or cannot be put into the model's chat format.
         """
         import torch
 
+        if not question.strip():
+            raise FormatError("The question is empty: ask something.")
+        in_range("max_new_tokens", max_new_tokens, 1)
         processor, model = self.tuned.loaded.processor, self.tuned.loaded.model
         turns = [*self.turns, Turn("user", question)]
         inputs = prompt_inputs(processor, self.format, turns, self.pictures)
+        length, limit = inputs["input_ids"].shape[1], context(self.tuned.loaded)
+        if length >= limit:
+            raise FormatError(
+                f"The conversation has {length:,} tokens, pictures included; this model takes {limit:,}, its answer "
+                "among them. Ask something shorter, with fewer pictures, or begin anew."
+            )
         module: Any = self.tuned.module
         with torch.inference_mode():
             out = module.generate(
                 **{name: value.to(model.device) for name, value in inputs.items()},
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=min(max_new_tokens, limit - length),
                 do_sample=False,
                 eos_token_id=self.format.stop_ids(model.generation_config),
                 streamer=streamer,

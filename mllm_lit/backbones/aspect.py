@@ -3,11 +3,12 @@
 from typing import Any, Literal, get_args
 
 from mllm_lit.backbones.family import makes_squares
+from mllm_lit.errors import UserError
 
 Aspect = Literal["pad", "resize", "crop"]
 
 
-class AspectError(ValueError):
+class AspectError(UserError, ValueError):
     """An image processor cannot treat pictures the way it was asked to."""
 
 

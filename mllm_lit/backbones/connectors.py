@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.errors import SettingError
+
 Kind = Literal["linear", "mlp2x_gelu", "resampler", "downsample", "downsample_3x3", "pixel_shuffle"]
 
 
@@ -91,7 +93,7 @@ class PixelShuffle(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         if sizes.grid % 2:
-            raise ValueError(f"pixel_shuffle halves the grid, which has {sizes.grid} patches a side. Use downsample.")
+            raise SettingError(f"pixel_shuffle halves the grid, which has {sizes.grid} patches a side. Use downsample.")
         self.shuffle = SpaceToDepth(2)
         self.proj = nn.Linear(4 * sizes.vision, sizes.llm, bias=False)
 
@@ -107,10 +109,10 @@ class Resampler(nn.Module):
         super().__init__()
         side = math.isqrt(sizes.queries)
         if side * side != sizes.queries:
-            raise ValueError(f"A resampler's queries form a square; {sizes.queries} is none. Try {side * side}.")
+            raise SettingError(f"A resampler's queries form a square; {sizes.queries} is none. Try {side * side}.")
         width = sizes.llm
         if width % 4:
-            raise ValueError(f"A resampler's 2-D positions need a width divisible by 4; this LLM has {width}.")
+            raise SettingError(f"A resampler's 2-D positions need a width divisible by 4; this LLM has {width}.")
         self.query = nn.Parameter(torch.empty(sizes.queries, width))
         nn.init.trunc_normal_(self.query, std=0.02)
         self.kv_proj = nn.Linear(sizes.vision, width, bias=False)

@@ -9,6 +9,7 @@ from mllm_lit.backbones.quantize import refuse_if_quantized
 from mllm_lit.backbones.run import Tuned
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Turn
+from mllm_lit.errors import writing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,8 +98,10 @@ def export(tuned: Tuned, folder: Path) -> tuple[float, list[str]]:
     before = probe(tuned.loaded.processor, tuned.module)
     model = to_plain(merge(tuned))
     change = float((probe(tuned.loaded.processor, model) - before).abs().max())
-    model.save_pretrained(folder)
-    tuned.loaded.processor.save_pretrained(folder)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    with writing(folder, size, "The run is as it was."):
+        model.save_pretrained(folder)
+        tuned.loaded.processor.save_pretrained(folder)
     return change, needed_imports(model)
 
 

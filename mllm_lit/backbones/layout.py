@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mllm_lit.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -57,7 +59,7 @@ WRAPPERS = ("base_model.model.", "base_model.")
 PROMPT = "prompt_encoder."
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """The parts of a model could not be told apart; the message lists its modules and the keys to set."""
 
 

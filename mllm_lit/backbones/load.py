@@ -1,14 +1,16 @@
 """From a hub id or a folder to a model, its processor and its layout."""
 
+import copy
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
 from mllm_lit.backbones.layout import Layout, find_layout
+from mllm_lit.errors import UserError, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +20,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 Checkpointing = Literal["llm", "vision", "both"]
 
 
-class BackboneError(Exception):
+class BackboneError(UserError):
     """A backbone could not be loaded; the message names the path tried and the remedy."""
 
 
@@ -53,7 +55,7 @@ class Backbone:
         quantization: Load the LLM's linear layers through bitsandbytes; for adapters on CUDA only.
         trust_remote_code: Run model code from the hub. Leave it off unless you have read that code.
         max_length: Longest sequence of tokens, ``None`` for the tokenizer's own limit.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; refused for a folder, which holds one version.
         aspect: How a picture becomes a square, where the vision encoder takes squares: ``pad``, ``resize`` or
             ``crop``; ``None`` leaves it to the checkpoint. Training and evaluation always agree.
         processor: Keyword arguments of the processor, such as ``{max_pixels: 602112}``.
@@ -80,7 +82,7 @@ class Backbone:
         self.gradient_checkpointing: Checkpointing | None = gradient_checkpointing
         self.quantization = quantization
         self.trust_remote_code = trust_remote_code
-        self.max_length = max_length
+        self.max_length = in_range("backbone.max_length", max_length, 1)
         self.revision = revision
         self.aspect: Aspect | None = aspect
         self.processor = processor or {}
@@ -112,7 +114,7 @@ class Backbone:
         # Their import makes architectures of this package known to transformers.
         from mllm_lit.backbones import composed, efficientnet_lite  # noqa: F401
 
-        source = resolve_source(self.path)
+        source = resolve_source(self.path, self.revision)
         config = self._config(source)
         extra: dict[str, Any] = {}
         if self.quantization is not None:
@@ -123,11 +125,12 @@ class Backbone:
                 shape = auto.from_config(config, trust_remote_code=self.trust_remote_code)
             quantized = quantization_config(self.quantization, find_layout(shape, self.layout))
             extra = {"quantization_config": quantized, "device_map": {"": "cuda"}}
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = read_model(
+            AutoModelForImageTextToText,
             source,
-            config=config,
+            config,
+            self.attn_implementation,
             dtype=resolve_dtype(self.dtype),
-            attn_implementation=self.attn_implementation,
             trust_remote_code=self.trust_remote_code,
             revision=self.revision or "main",
             **extra,
@@ -175,16 +178,58 @@ class Backbone:
             ) from error
 
 
-def resolve_source(path: str) -> str:
+def read_model(kind: Any, source: str | None, config: Any, attention: str, **options: Any) -> Any:
+    """``kind.from_pretrained``.
+
+    Raises:
+        BackboneError: The architecture, or this installation, cannot run that implementation of attention.
+    """
+    try:
+        return kind.from_pretrained(source, config=copy.deepcopy(config), attn_implementation=attention, **options)
+    except (ValueError, ImportError) as error:
+        works = [name for name in ("sdpa", "eager") if _builds(kind, config, name, options)]
+        if not works or _builds(kind, config, attention, options):
+            raise  # for another reason
+        raise BackboneError(
+            f"{source or kind.__name__} is a {config.model_type!r} model, which cannot run here with "
+            f"model.backbone.attn_implementation: {attention} ({str(error).splitlines()[0]}). Set "
+            f"model.backbone.attn_implementation to {works[0]}."
+        ) from error
+
+
+def _builds(kind: Any, config: Any, attention: str, options: Mapping[str, Any]) -> bool:
+    import torch
+
+    trust = {"trust_remote_code": options.get("trust_remote_code", False)} if hasattr(kind, "from_config") else {}
+    make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+    try:
+        with torch.device("meta"):
+            make(copy.deepcopy(config), attn_implementation=attention, **trust)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+def context(loaded: LoadedBackbone) -> int:
+    """Most tokens that a model and its tokenizer take."""
+    config: Any = loaded.model.config
+    trained: int = config.get_text_config().max_position_embeddings
+    return min(trained, cast("Any", loaded.processor).tokenizer.model_max_length)
+
+
+def resolve_source(path: str, revision: str | None = None) -> str:
     """What transformers is to load: the embedded folder, a local one, or a hub id.
 
     Raises:
-        BackboneError: The path cannot be a hub id and there is no such folder.
+        BackboneError: The path cannot be a hub id and there is no such folder, or a folder was given a revision.
     """
-    if path == "embedded":
-        return str(EMBEDDED)
-    local = Path(path).expanduser()
+    local = EMBEDDED if path == "embedded" else Path(path).expanduser()
     if local.is_dir():
+        if revision is not None:
+            raise BackboneError(
+                f"The revision {revision!r} is of a hub id, but {path} is a folder, which holds one version. Leave the "
+                "revision out (model.backbone.revision: null), or give the hub id."
+            )
         return str(local)
     if _is_path(path):
         raise BackboneError(not_found(path))

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
-from mllm_lit.backbones.load import Backbone, BackboneError, resolve_dtype, resolve_source
+from mllm_lit.backbones.load import Backbone, BackboneError, read_model, resolve_dtype, resolve_source
 from mllm_lit.backbones.parts import (
     IMAGE_TOKEN,
+    Part,
+    find_part,
     grow_embeddings,
     make_processor,
+    read_config,
     read_image_processor,
     read_tokenizer,
     read_vision,
@@ -50,8 +53,9 @@ class OriginalBackbone(Backbone):
 
     Args:
         path: Hub id or folder.
-        vision: Hub id or folder of the vision encoder of a LLaVA-format checkpoint; ``None`` for the one its config
-            names. Weights of it inside the checkpoint take precedence. Not used for VILA, which brings its own.
+        vision: Hub id (or ``id@revision``) or folder of the vision encoder of a LLaVA-format checkpoint; ``None`` for
+            the one its config names. Weights of it inside the checkpoint take precedence. Not used for VILA, which
+            brings its own.
         template: How turns are written: ``vicuna`` or ``chatml``.
         **shared: The arguments of :class:`Backbone`; ``aspect: None`` is what the checkpoint's config says.
     """
@@ -77,7 +81,7 @@ class OriginalBackbone(Backbone):
 
         if self.quantization is not None:
             raise BackboneError("Save this checkpoint in the Hugging Face format first, then load that in 4 or 8 bits.")
-        folder = download(resolve_source(self.path))
+        folder = download(resolve_source(self.path, self.revision), self.revision)
         raw = _json(folder / "config.json")
         vila = "llm_cfg" in raw
         if not vila and "mm_projector_type" not in raw:
@@ -86,13 +90,20 @@ class OriginalBackbone(Backbone):
                 "LLaVA-1.5, ShareGPT4V or VILA. Load a Hugging Face folder with mllm_lit.backbones.Backbone."
             )
         dtype = resolve_dtype(self.dtype)
-        vision = str(folder / "vision_tower") if vila else self.vision or raw["mm_vision_tower"]
+        trust = self.trust_remote_code
+        inside = Part(str(folder / "llm" if vila else folder), trust_remote_code=trust)
+        vision = (
+            Part(str(folder / "vision_tower"), trust_remote_code=trust)
+            if vila
+            else find_part(self.vision or raw["mm_vision_tower"], trust)
+        )
         tensors = dict(renamed(_vila_tensors(folder) if vila else read_tensors(folder)))
         vision_config: Any
         if any(name.startswith("model.vision_tower.") for name in tensors):
-            vision_config = _vision_config(vision)
+            whole = read_config(vision)
+            vision_config = getattr(whole, "vision_config", whole)
         else:
-            tower = read_vision(vision, {"dtype": dtype})
+            tower = read_vision(vision, {"dtype": dtype, "attention": self.attn_implementation})
             vision_config = tower.config
             tensors |= {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
             tensors = {name: tensor for name, tensor in tensors.items() if not COMPUTED.search(name)}
@@ -102,26 +113,26 @@ class OriginalBackbone(Backbone):
         make: Any = ComposedConfig
         config = make(
             vision_config=vision_config,
-            text_config=_text_config(folder / "llm" if vila else folder, raw),
+            text_config=_text_config(inside, raw),
             vision_feature_layer=raw.get("mm_vision_select_layer", -2),
             vision_feature_select_strategy=select_strategy(vision_config),
             connector=CONNECTORS[kind],
             # VILA-1.5 was trained with columns first; the "fix" in later names is about just that.
             connector_transposed=kind == "mlp_downsample",
         )
-        load: Any = ComposedForConditionalGeneration.from_pretrained
-        model, told = load(
+        model, told = read_model(
+            ComposedForConditionalGeneration,
             None,
-            config=config,
+            config,
+            self.attn_implementation,
             state_dict=tensors,
             dtype=dtype,
-            attn_implementation=self.attn_implementation,
             output_loading_info=True,
         )
         _complete(folder, told, config)
-        tokenizer = read_tokenizer(str(folder / "llm" if vila else folder))
+        tokenizer = read_tokenizer(inside)
         grow_embeddings(model, tokenizer)
-        config.image_token_index = model.config.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        model.config.image_token_index = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         images = with_aspect(read_image_processor(vision, vision_config, **self.processor), self._aspect(raw))
         return model, make_processor(model.config, images, tokenizer, self.template)
 
@@ -137,17 +148,18 @@ class OriginalBackbone(Backbone):
         return ASPECTS[published]
 
 
-def download(source: str) -> Path:
-    """The folder of a hub id, fetched if need be; a local folder is itself."""
+def download(source: str, revision: str | None = None) -> Path:
+    """The folder of a revision of a hub id, fetched if need be; a local folder is itself."""
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(source))
+        return Path(snapshot_download(source, revision=revision))
     except Exception as error:
         raise BackboneError(
-            f"{source!r} is no local folder and could not be fetched from the hub ({type(error).__name__}). Without "
+            f"{source!r} (revision {revision or 'main'}) is no local folder and could not be fetched from the hub "
+            f"({type(error).__name__}). Without "
             "network, download it elsewhere (`hf download ID --local-dir FOLDER`) and give that folder."
         ) from error
 
@@ -193,20 +205,13 @@ def _vila_tensors(folder: Path) -> "Iterator[tuple[str, Tensor]]":
             yield (f"mm_projector.{name}" if not prefix else f"{prefix}{name}"), tensor
 
 
-def _vision_config(path: str) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(resolve_source(path))
-    return getattr(config, "vision_config", config)
-
-
-def _text_config(folder: Path, raw: dict[str, Any]) -> Any:
-    from transformers import CONFIG_MAPPING, AutoConfig
+def _text_config(part: Part, raw: dict[str, Any]) -> Any:
+    from transformers import CONFIG_MAPPING
 
     if "llm_cfg" in raw:
-        return AutoConfig.from_pretrained(folder)
+        return read_config(part)
     if raw["model_type"] not in LLMS:
-        raise BackboneError(f"{folder} has the model type {raw['model_type']!r}; known are {sorted(LLMS)}.")
+        raise BackboneError(f"{part.source} has the model type {raw['model_type']!r}; known are {sorted(LLMS)}.")
     kind: Any = CONFIG_MAPPING[LLMS[raw["model_type"]]]
     known = kind().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
     return kind(**{key: value for key, value in raw.items() if key in known})

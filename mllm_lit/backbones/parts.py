@@ -1,13 +1,13 @@
 """A backbone put together from a vision encoder, a connector and an LLM of the user's choice."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mllm_lit.backbones.aspect import side_of
 from mllm_lit.backbones.family import CLASS_TOKEN
 from mllm_lit.backbones.layout import find_layout
-from mllm_lit.backbones.load import Backbone, BackboneError, not_found, resolve_dtype, resolve_source
-from mllm_lit.seed import mix, run_seed
+from mllm_lit.backbones.load import Backbone, BackboneError, not_found, read_model, resolve_dtype, resolve_source
+from mllm_lit.seed import Stream, stream_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -35,9 +35,10 @@ class ComposedBackbone(Backbone):
     A new connector is drawn with the run's seed; train it first on captions with everything else frozen.
 
     Args:
-        vision: Hub id or folder of the vision encoder, of a CLIP or SigLIP with its text side, or of a multimodal LLM
-            whose vision encoder is taken.
-        llm: Hub id or folder of a causal LLM, or of a multimodal LLM whose language model is taken.
+        vision: Hub id (of one revision: ``id@revision``) or folder of the vision encoder, of a CLIP or SigLIP with its
+            text side, or of a multimodal LLM whose vision encoder is taken.
+        llm: Hub id (or ``id@revision``) or folder of a causal LLM, or of a multimodal LLM whose language model is
+            taken.
         connector: ``linear``, ``mlp2x_gelu``, ``resampler``, ``downsample`` (2 x 2), ``downsample_3x3`` or
             ``pixel_shuffle``.
         queries: Embeddings of one picture that a resampler makes.
@@ -46,7 +47,10 @@ class ComposedBackbone(Backbone):
         features: ``patch`` leaves the class token out, ``cls_patch`` keeps it (``linear`` and ``mlp2x_gelu`` only).
         connector_weights: A ``connector.safetensors`` that a run has written, to start from.
         template: How turns are written: ``vicuna``, ``chatml``, or ``own`` for the chat template in the LLM's folder.
-        **shared: The arguments of :class:`Backbone`, ``path`` aside.
+        **shared: The arguments of :class:`Backbone`, ``path`` and ``revision`` aside.
+
+    Raises:
+        BackboneError: A revision was given, which cannot be of two sources.
     """
 
     def __init__(
@@ -62,6 +66,11 @@ class ComposedBackbone(Backbone):
         **shared: Any,
     ) -> None:
         super().__init__(path=f"{vision} + {connector} + {llm}", **shared)
+        if self.revision is not None:
+            raise BackboneError(
+                f"revision: {self.revision} could be of {vision} or of {llm}. Give it behind the id that it is of: "
+                f"vision: {vision}@{self.revision} or llm: {llm}@{self.revision}."
+            )
         self.vision = vision
         self.llm = llm
         self.connector: Kind = connector
@@ -84,10 +93,11 @@ class ComposedBackbone(Backbone):
         if self.quantization is not None:
             raise BackboneError("Parts are loaded unquantised. Save the composed model and load that folder in 4 bits.")
         dtype = resolve_dtype(self.dtype)
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
-        tower = read_vision(self.vision, options)
-        llm = read_llm(self.llm, options)
-        tokenizer = read_tokenizer(self.llm)
+        options: dict[str, Any] = {"dtype": dtype, "attention": self.attn_implementation}
+        vision, language = (find_part(text, self.trust_remote_code) for text in (self.vision, self.llm))
+        tower = read_vision(vision, options)
+        llm = read_llm(language, options)
+        tokenizer = read_tokenizer(language)
         grow_embeddings(llm, tokenizer)
         make: Any = composed.ComposedConfig
         config = make(
@@ -104,7 +114,7 @@ class ComposedBackbone(Backbone):
             model: Any = composed.ComposedForConditionalGeneration(config)
         model.model.vision_tower, model.model.language_model, model.lm_head = tower, llm.model, llm.lm_head
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(run_seed(), 3))
+            torch.manual_seed(stream_seed(Stream.CONNECTOR))
             connector = composed.ComposedForConditionalGeneration.fresh_connector(config)
         model.model.multi_modal_projector = connector.to(dtype)
         model.tie_weights()
@@ -112,7 +122,7 @@ class ComposedBackbone(Backbone):
         model.set_attn_implementation(self.attn_implementation)
         if self.connector_weights is not None:
             load_connector(model, Path(self.connector_weights))
-        images = read_image_processor(self.vision, tower.config, **self.processor)
+        images = read_image_processor(vision, tower.config, **self.processor)
         return model, make_processor(config, images, tokenizer, self.template)
 
     def _select(self, vision_config: Any) -> str:
@@ -126,32 +136,79 @@ class ComposedBackbone(Backbone):
         return "full"
 
 
-def is_multimodal(source: str) -> bool:
-    """Whether a folder or hub id holds a whole multimodal LLM.
+class Part(NamedTuple):
+    """Where a part is read from.
+
+    Attributes:
+        source: Folder or hub id.
+        revision: On the hub.
+        trust_remote_code: Run model code from the hub.
+    """
+
+    source: str
+    revision: str = "main"
+    trust_remote_code: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For whatever of transformers reads it."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def find_part(text: str, trust_remote_code: bool = False) -> Part:
+    """A part from a folder, a hub id, or ``id@revision``.
+
+    Raises:
+        BackboneError: There is no such folder, or a folder was given a revision.
+    """
+    path, revision = text, ""
+    if not Path(text).expanduser().is_dir():
+        path, _, revision = text.partition("@")
+    return Part(resolve_source(path, revision or None), revision or "main", trust_remote_code)
+
+
+def read_config(part: Part) -> Any:
+    """The config of a part.
 
     Raises:
         BackboneError: It holds no model, or cannot be fetched.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     from mllm_lit.backbones import composed, efficientnet_lite  # noqa: F401
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        return AutoConfig.from_pretrained(part.source, **part.options)
     except (OSError, ValueError) as error:
-        raise BackboneError(not_found(source, error)) from error
+        raise BackboneError(not_found(part.source, error)) from error
+
+
+def is_multimodal(config: Any) -> bool:
+    """Whether a config is of a whole multimodal LLM."""
+    from transformers import AutoModelForImageTextToText
+
     return type(config) in AutoModelForImageTextToText._model_mapping
 
 
-def read_llm(path: str, options: dict[str, Any]) -> Any:
-    """The causal LLM alone, from its own folder or from that of a multimodal LLM."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+def read_llm(part: Part, options: dict[str, Any]) -> Any:
+    """The causal LLM alone, from its own folder or from that of a multimodal LLM.
 
-    source = resolve_source(path)
-    if not is_multimodal(source):
-        return AutoModelForCausalLM.from_pretrained(source, **options)
-    whole: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+    Raises:
+        BackboneError: It needs code of its own, which the model that it becomes a part of could not be loaded with.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    config = read_config(part)
+    if not is_multimodal(config):
+        if type(config) not in CONFIG_MAPPING.values():
+            raise BackboneError(
+                f"{part.source} is an LLM with code of its own ({type(config).__name__}), which transformers cannot "
+                "build into another model. Take one that transformers knows, or load a whole model with "
+                "mllm_lit.backbones.Backbone."
+            )
+        return read_model(AutoModelForCausalLM, part.source, config, **options, **part.options)
+    whole = read_model(AutoModelForImageTextToText, part.source, config, **options, **part.options)
     blocks = find_layout(whole).blocks.rpartition(".")[0]
     make: Any = AutoModelForCausalLM
     with torch.device("meta"):
@@ -161,15 +218,14 @@ def read_llm(path: str, options: dict[str, Any]) -> Any:
     return llm
 
 
-def read_vision(path: str, options: dict[str, Any]) -> Any:
+def read_vision(part: Part, options: dict[str, Any]) -> Any:
     """The vision encoder alone, from its own folder, from one that has a text side, or from a multimodal LLM's."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, CLIPVisionModel, Dinov2Model, SiglipVisionModel
+    from transformers import AutoModelForImageTextToText, CLIPVisionModel, Dinov2Model, SiglipVisionModel
 
-    source = resolve_source(path)
-    if is_multimodal(source):
-        whole: Any = AutoModelForImageTextToText.from_pretrained(source, **options)
+    config = read_config(part)
+    if is_multimodal(config):
+        whole = read_model(AutoModelForImageTextToText, part.source, config, **options, **part.options)
         return whole.get_submodule(find_layout(whole).vision[0])
-    config = AutoConfig.from_pretrained(source)
     kinds: dict[str, Any] = {
         "clip": CLIPVisionModel,
         "clip_vision_model": CLIPVisionModel,
@@ -178,15 +234,23 @@ def read_vision(path: str, options: dict[str, Any]) -> Any:
         "dinov2": Dinov2Model,
     }
     if config.model_type not in kinds:
-        raise BackboneError(f"{path} is a {config.model_type!r}; a vision encoder is one of {sorted(kinds)}.")
-    return kinds[config.model_type].from_pretrained(source, **options)
+        raise BackboneError(f"{part.source} is a {config.model_type!r}; a vision encoder is one of {sorted(kinds)}.")
+    kind, own = kinds[config.model_type], getattr(config, "vision_config", config)
+    return read_model(kind, part.source, own, **options, revision=part.revision)
 
 
-def read_tokenizer(path: str) -> "PreTrainedTokenizerBase":
-    """The LLM's tokenizer with an image token, padding on the left and something to pad with."""
+def read_tokenizer(part: Part) -> "PreTrainedTokenizerBase":
+    """The LLM's tokenizer with an image token, padding on the left and something to pad with.
+
+    Raises:
+        BackboneError: There is none that can be read.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(resolve_source(path))
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(part.source, **part.options)
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"The tokenizer of {part.source} cannot be read: {error}") from error
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]})
     tokenizer.image_token = IMAGE_TOKEN
@@ -216,7 +280,7 @@ def select_strategy(vision_config: Any) -> str:
     raise BackboneError(f"Whether {vision_config.model_type!r} has a class token is not known here.")
 
 
-def read_image_processor(path: str, vision_config: Any, **changes: Any) -> Any:
+def read_image_processor(part: Part, vision_config: Any, **changes: Any) -> Any:
     """The vision encoder's image processor in its Pillow variant, which needs no torchvision."""
     from transformers import AutoProcessor
     from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
@@ -228,11 +292,10 @@ def read_image_processor(path: str, vision_config: Any, **changes: Any) -> Any:
         "siglip_vision_model": SiglipImageProcessorPil,
         "dinov2": BitImageProcessorPil,
     }
-    source = resolve_source(path)
-    if is_multimodal(source):
+    if is_multimodal(read_config(part)):
         auto: Any = AutoProcessor
-        return auto.from_pretrained(source, **changes).image_processor
-    return kinds[vision_config.model_type].from_pretrained(source, **changes)
+        return auto.from_pretrained(part.source, **part.options, **changes).image_processor
+    return kinds[vision_config.model_type].from_pretrained(part.source, revision=part.revision, **changes)
 
 
 def make_processor(config: "ComposedConfig", images: Any, tokenizer: Any, template: str) -> "ProcessorMixin":

@@ -4,13 +4,14 @@ import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig
 
 
-class QuantizationError(RuntimeError):
+class QuantizationError(UserError, RuntimeError):
     """Quantised weights were asked for where they cannot work; the message says why."""
 
 

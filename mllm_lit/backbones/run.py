@@ -1,6 +1,7 @@
 """The model that a finished run has trained, for the tools that use it."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,28 +52,34 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
     return backbone
 
 
-def load_tuned(source: str, run: Path | None = None, **overrides: Any) -> Tuned:
+def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), **overrides: Any) -> Tuned:
     """A backbone as it is, or as a run left it.
 
     Args:
         source: As for :func:`read_backbone`; not used with ``run``.
         run: A run directory; its own backbone is taken.
+        trust: Modules, beside this package, whose classes the run's configuration may name.
         overrides: Attributes of the backbone to set.
 
     Raises:
         BackboneError: The folder is not of a finished run, or the backbone cannot be loaded.
         AdapterError: The adapter is of another backbone.
+        TrustError: The run's configuration names a class of a module that is not trusted.
     """
     if run is None:
         os.environ.setdefault("PL_GLOBAL_SEED", "42")
         loaded = read_backbone(source, **overrides).load()
         return Tuned(loaded, loaded.model)
     from mllm_lit.adapters import Adapter
+    from mllm_lit.parsing import only_trusted, refuse_remote
 
     config = run_config(run)
     # A new connector was drawn with the run's seed.
     os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
-    loaded = read_backbone(config["model"]["backbone"], **overrides).load()
+    with only_trusted(run / "config.yaml", config["model"]["backbone"], trust):
+        backbone = read_backbone(config["model"]["backbone"], **overrides)
+        refuse_remote(run / "config.yaml", backbone, trust)
+        loaded = backbone.load()
     return Tuned(loaded, Adapter.load(loaded, run / "adapter").eval())
 
 
@@ -91,5 +98,12 @@ def run_config(run: Path) -> dict[str, Any]:
             f"{run} is no directory of a finished run: {' and '.join(missing)} not found ({there}). Expected is what "
             "tools/fit.py names at its end, such as logs/scienceqa_lora/version_0."
         )
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    file = run / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{file} is no readable YAML: {' '.join(str(error).split())}") from error
+    parts = ("seed_everything", "model", "data", "trainer")
+    if not isinstance(config, dict) or not config.keys() >= set(parts) or "backbone" not in (config["model"] or ()):
+        raise BackboneError(f"{file} is not what a run writes: expected settings of {', '.join(parts)}.")
     return config

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.layout import Role
+from mllm_lit.errors import UserError, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 Key = bytes
 ALIGN = 64
 """Tensors of a file begin at multiples of so many bytes."""
+STEP = 1 << 26
+"""Bytes of a file that are reserved at once."""
 
 
-class VisionCacheError(RuntimeError):
+class VisionCacheError(UserError, RuntimeError):
     """The features of this backbone cannot be kept; the message says why."""
 
 
@@ -44,11 +47,7 @@ class VisionCache:
     """
 
     def __init__(self, gigabytes: float = 4.0, folder: Path | str | None = None) -> None:
-        if gigabytes <= 0:
-            raise VisionCacheError(
-                f"vision_cache.gigabytes is {gigabytes:g}; give what may be used, or drop the cache."
-            )
-        self.limit = int(gigabytes * 1e9)
+        self.limit = int(in_range("vision_cache.gigabytes", gigabytes, above=0) * 1e9)
         self.folder = None if folder is None else Path(folder).expanduser()
         self.encoded = self.looked_up = self.bytes = 0
         self._kept: dict[Key, list[Tensor]] = {}
@@ -277,7 +276,7 @@ class FeatureFile:
         limit: Bytes at most.
 
     Raises:
-        VisionCacheError: Another process has it open.
+        VisionCacheError: Another process has it open, or, later, the disk is full.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -294,11 +293,14 @@ class FeatureFile:
             raise VisionCacheError(
                 f"vision_cache: another run has {path}.txt open. Give each run that is going on its own folder."
             ) from error
-        with path.with_suffix(".bin").open("a+b") as file:
-            # Sparse: blocks are taken as rows are written.
-            size = max(limit, file.seek(0, os.SEEK_END))
-            file.truncate(size)
-            self._map = mmap.mmap(file.fileno(), size)
+        # Not for appending: where a file system cannot reserve, the C library writes at places of its own.
+        self._file = os.fdopen(os.open(path.with_suffix(".bin"), os.O_RDWR | os.O_CREAT), "r+b")
+        self._path = path.with_suffix(".bin")
+        # Sparse: blocks are taken in steps, ahead of the rows.
+        size = max(limit, self._file.seek(0, os.SEEK_END))
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
+        self._reserved = 0
         self._index.seek(0)
         for line in self._index:
             self._read(line)
@@ -326,9 +328,35 @@ class FeatureFile:
         """Write a row and return it as it lies in the file."""
         shapes = [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in tensors]
         offset = self.used
+        self._reserve(offset + sum(aligned(tensor.nbytes) for tensor in tensors))
         views, self.used = self._views(offset, shapes)
         for view, tensor in zip(views, tensors, strict=True):
             view.copy_(tensor)
-        self._index.write(f"{key.hex()}\t{offset}\t{shapes}\t{slots}\n")
-        self._index.flush()
+        try:
+            self._index.write(f"{key.hex()}\t{offset}\t{shapes}\t{slots}\n")
+            self._index.flush()
+        except OSError as error:
+            raise self._full(error) from error
         return views
+
+    def _reserve(self, end: int) -> None:
+        """Have the disk give the blocks up to ``end``: a mapped page without one ends the process by a signal."""
+        if end <= self._reserved:
+            return
+        for step in (STEP, 0):  # less where a whole step does not fit any more
+            wanted = min(max(end, self._reserved + step), len(self._map))
+            try:
+                os.posix_fallocate(self._file.fileno(), self._reserved, wanted - self._reserved)
+            except OSError as error:
+                refused = error
+            else:
+                self._reserved = wanted
+                return
+        raise self._full(refused) from refused
+
+    def _full(self, error: OSError) -> VisionCacheError:
+        return VisionCacheError(
+            f"vision_cache: {self._path} cannot grow beyond {self._reserved:,} bytes: {error.strerror}. What is in it "
+            "stays usable. Free some space, lower vision_cache.gigabytes, choose another folder, or leave folder out "
+            "to keep the features in memory."
+        )

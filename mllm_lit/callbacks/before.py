@@ -16,6 +16,7 @@ import lightning as L
 import mllm_lit
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
+from mllm_lit.errors import writing
 from mllm_lit.module import MLLMModule, Record
 
 Scores = dict[str, dict[str, float]]
@@ -49,13 +50,15 @@ class ScoresKept:
 
     def save(self, place: Path, scores: Scores, predictions: Path) -> None:
         """Keep them, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as made:
-            content = Path(made) / "content"
-            shutil.copytree(predictions, content / "predictions")
-            (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-            if not place.exists():  # else another run was faster
-                os.replace(content, place)
+        size = sum(file.stat().st_size for file in predictions.iterdir())
+        with writing(place, size, "The run directory has the same scores. Leave --keep_before out, or make room."):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.folder) as made:
+                content = Path(made) / "content"
+                shutil.copytree(predictions, content / "predictions")
+                (content / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+                if not place.exists():  # else another run was faster
+                    os.replace(content, place)
 
 
 def facts(trainer: L.Trainer, module: MLLMModule) -> dict[str, Any]:
@@ -64,18 +67,39 @@ def facts(trainer: L.Trainer, module: MLLMModule) -> dict[str, Any]:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     settings = {name: repr(value) for name, value in vars(module.backbone).items() if name != "path"}
     packages = ("torch", "lightning", "transformers", "peft")
-    sets = {name: (data.tasks[name], rows) for name, rows in data.eval_rows["test"].items()}
+    sets = [(data.tasks[name], rows) for name, rows in data.eval_rows["test"].items()]
     collate = Collate(module.processor, module.max_length, with_prompt=True)
     return {
         "backbone": [module.loaded.identity, settings, digest(dtypes(module))],
-        "sets": {name: [repr(task.metric()), digest(told(rows))] for name, (task, rows) in sets.items()},
-        "first rows": digest(part for _, rows in sets.values() for part in seen(collate, rows[0])),
-        "new tokens": {name: module.max_new_tokens or task.max_new_tokens for name, (task, _) in sets.items()},
+        "sets": set_digests(trainer, module, "test"),
+        "first rows": digest(part for _, rows in sets for part in seen(collate, rows[0])),
         "batch": data.eval_batch_size,
         "run": [str(trainer.precision), module.device.type],
         "versions": {name: version(name) for name in packages},
-        "code": digest(code([task for task, _ in sets.values()])),
+        "code": digest(code([task for task, _ in sets])),
     }
+
+
+def set_digests(trainer: L.Trainer, module: MLLMModule, phase: str, moved: bool = False) -> dict[str, str]:
+    """For every evaluated set, a digest of its rows, of how they are scored, and of how much of them is.
+
+    Args:
+        trainer: With a data module whose rows are read.
+        module: Says how long answers may be.
+        phase: ``test`` or ``val``.
+        moved: Take pictures of the same name and size for the same, wherever they lie.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    limits = trainer.limit_test_batches if phase == "test" else trainer.limit_val_batches
+    # 1.0 is all of a set and 1 its first batch.
+    part = [] if isinstance(limits, float) and limits == 1 else [repr(limits), data.eval_batch_size]
+    digests = {}
+    for name, rows in data.eval_rows[phase].items():
+        task = data.tasks[name]
+        how: list[Any] = [repr(task.metric()), sorted((key, repr(value)) for key, value in vars(task).items())]
+        how += [module.max_new_tokens or task.max_new_tokens, *part]
+        digests[name] = digest([repr(how), *told(rows, moved)])
+    return digests
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
@@ -94,8 +118,13 @@ def dtypes(module: MLLMModule) -> Iterator[str]:
     return (f"{name} {dtype}" for name, dtype in named if name in module.adapter.bare_names)
 
 
-def told(rows: Iterable[Sample]) -> Iterator[str]:
-    """What a scorer and a model are told of every row; of a picture in a file, its name, size and time."""
+def told(rows: Iterable[Sample], moved: bool = False) -> Iterator[str]:
+    """What a scorer and a model are told of every row; of a picture in a file, its path, size and time.
+
+    Args:
+        rows: The rows.
+        moved: Leave out folder and time.
+    """
     for row in rows:
         pictures: list[tuple[Any, ...]] = []
         for image in row.images:
@@ -103,7 +132,8 @@ def told(rows: Iterable[Sample]) -> Iterator[str]:
                 pictures.append((image.name, hashlib.sha256(image.data).hexdigest()))
             else:
                 state = image.stat()
-                pictures.append((str(image), state.st_size, state.st_mtime_ns))
+                where = (image.name,) if moved else (str(image), state.st_mtime_ns)
+                pictures.append((*where, state.st_size))
         meta = sorted(row.meta.items())
         yield repr((row.id, row.turns, row.references, row.choices, meta, pictures))
 

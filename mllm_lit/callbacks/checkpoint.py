@@ -1,19 +1,26 @@
 """Checkpoints of what trains: at an interval, at the end, and when a cluster takes the machine back."""
 
+import contextlib
 import os
+import pickle
 import shutil
 import signal
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mllm_lit.callbacks.progress import behind_a_batch
+from mllm_lit.errors import UserError, free, in_range
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -22,7 +29,7 @@ STOPS = (signal.SIGTERM, signal.SIGUSR1)
 """What clusters send ahead of a pre-emption or the time limit."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read; the message names it and the newest one that can."""
 
 
@@ -32,13 +39,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint to a file of a local or network file system."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        wrong = [name for name, tensor in tensors(checkpoint) if not tensor.isfinite().all()]
+        if wrong:
+            raise CheckpointError(
+                f"{path} was not written: {len(wrong)} of its tensors hold NaN or infinity, such as {wrong[:3]}. "
+                f"{self._safe(path)} Lower the learning rate or clip gradients (trainer.gradient_clip_val)."
+            )
         temporary = path.with_name(path.name + TEMPORARY)
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        rename(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            rename(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch's writer says RuntimeError where the disk is full
+            needed = sum(tensor.nbytes for _, tensor in tensors(checkpoint))
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise CheckpointError(
+                f"{path} could not be written: {getattr(error, 'strerror', None) or error}. It takes about "
+                f"{needed:,} bytes, {free(path)} are free. {self._safe(path)}"
+            ) from error
+
+    def _safe(self, path: Path) -> str:
+        newest = next(iter(by_age(path.parent)), None)
+        return f"What was trained up to {newest} is safe." if newest else "There is no earlier checkpoint."
 
     def load_checkpoint(
         self, path: Any, map_location: Any | None = "cpu", weights_only: bool | None = None
@@ -48,16 +74,53 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: There is no such file, or it is truncated or corrupt.
         """
-        path = Path(path)
-        if not path.is_file():
-            there = ", ".join(str(other) for other in by_age(path.parent)) or "none"
-            raise CheckpointError(f"There is no checkpoint {path}. In that folder: {there}.")
-        if reason := fault(path):
-            good = next((other for other in by_age(path.parent) if not fault(other)), None)
-            remedy = f"Resume with --ckpt_path {good}" if good else "No other checkpoint in its folder can be read"
-            raise CheckpointError(f"The checkpoint {path} is truncated or corrupt ({reason}). {remedy}.")
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=weights_only is not False)
-        return loaded
+        return read(Path(path), weights_only=weights_only is not False)
+
+
+def read(path: Path, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint after checking it; its tensors stay in the file until they are used.
+
+    Of several processes that have found each other one checks, which reads all of the file.
+
+    Raises:
+        CheckpointError: There is no such file, it is truncated or corrupt, or it is none of this package.
+    """
+    if not path.is_file():
+        there = ", ".join(str(other) for other in by_age(path.parent)) or "none"
+        raise CheckpointError(f"There is no checkpoint {path}. In that folder: {there}.")
+    reason = [fault(path) if first_rank() else None]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(reason)
+    if reason[0]:
+        good = next((other for other in by_age(path.parent) if not fault(other)), None)
+        remedy = f"Resume with --ckpt_path {good}" if good else "No other checkpoint in its folder can be read"
+        raise CheckpointError(f"The checkpoint {path} is truncated or corrupt ({reason[0]}). {remedy}.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} was not written by mllm_lit: it holds other things than tensors and settings, and nothing in it "
+            f"was run ({str(error).splitlines()[0]}). Give a file from a run's checkpoints/ folder."
+        ) from error
+    if not isinstance(loaded, dict) or "mllm_lit" not in loaded:
+        found = sorted(map(str, loaded))[:6] if isinstance(loaded, dict) else type(loaded).__name__
+        raise CheckpointError(
+            f"{path} was not written by mllm_lit (it holds {found}). Give a file from a run's checkpoints/ folder."
+        )
+    return loaded
+
+
+def first_rank() -> bool:
+    """Whether this process is the only one or the first of those that have found each other."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def tensors(checkpoint: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and floating-point tensors of what is trained and of its optimizers' state."""
+    found = [*checkpoint.get("state_dict", {}).items()]
+    for state in checkpoint.get("optimizer_states", []):
+        found += [(f"optimizer {key}", value) for entry in state["state"].values() for key, value in entry.items()]
+    return ((name, t) for name, t in found if isinstance(t, torch.Tensor) and t.is_floating_point())
 
 
 def fault(path: Path) -> str | None:
@@ -88,10 +151,11 @@ def rename(source: Path, target: Path) -> None:
 class TrainableCheckpoint(Checkpoint):
     """Writes ``checkpoints/step=N.ckpt`` in the run directory, and ``last.ckpt``, a second name of the newest.
 
-    A checkpoint is written every so many optimizer steps, after the last step, and when SIGTERM or SIGUSR1 arrives:
-    then at the end of the optimizer step under way, or at once if that step is saved and one process evaluates.
-    The process ends with status 0. What a rule does to the weights after the last step is in ``adapter/`` and not
-    in the checkpoint, so that a run resumed from there does it once.
+    A checkpoint is written every so many optimizer steps, after the last step, where training ends early, and when
+    SIGTERM, SIGUSR1 or SIGINT (Ctrl-C) arrives: then at the end of the optimizer step under way, or at once if that
+    step is saved and one process evaluates. The process then ends with status 0; a second Ctrl-C ends it at once. What
+    a rule does to the weights after the last step is in ``adapter/`` and not in the checkpoint, so that a run resumed
+    from there does it once.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
@@ -99,20 +163,18 @@ class TrainableCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int = 100, keep: int = 2) -> None:
-        if every_n_train_steps < 1 or keep == 0 or keep < -1:
-            raise ValueError(
-                f"TrainableCheckpoint got every_n_train_steps={every_n_train_steps} and keep={keep}; expected an "
-                "interval of at least 1, and -1 (all) or at least 1 to keep."
-            )
-        self.every_n_train_steps, self.keep = every_n_train_steps, keep
+        self.every_n_train_steps = in_range("TrainableCheckpoint.every_n_train_steps", every_n_train_steps, 1)
+        self.keep = keep if keep == -1 else in_range("TrainableCheckpoint.keep (-1 for all)", keep, 1)
         self.folder: Path | None = None
-        self._stop = False
+        self._stop = self._ends = False
         self._step = self._saved = self._final = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the folder, and have files written and read safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / FOLDER
+        from mllm_lit.callbacks.run_directory import run_directory
+
+        self.folder = (run_directory(trainer) or Path(trainer.default_root_dir)) / FOLDER
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals; Lightning's own handler would end the run between two micro-batches of a step."""
@@ -124,6 +186,7 @@ class TrainableCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in STOPS:
                 signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _repair_last(self) -> None:
         """Name the newest checkpoint again, if the run was killed between writing and naming it."""
@@ -135,14 +198,21 @@ class TrainableCheckpoint(Checkpoint):
     def _on_signal(self, number: int, frame: Any) -> None:
         self._stop = True
 
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._stop = True
+        rank_zero_info("Stopping after this optimizer step; Ctrl-C again ends the run at once.")
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save if it is time, and leave if it is asked for."""
         step = trainer.global_step
         if step == self._step:
-            return  # within an accumulation window, whose gradients no checkpoint holds
-        self._step = step
+            # Within an accumulation window, whose gradients no checkpoint holds: what ends the run waits for its end.
+            self._ends, trainer.should_stop = self._ends or trainer.should_stop, False
+            return
+        self._step, trainer.should_stop = step, self._ends or trainer.should_stop
         stop = trainer.strategy.reduce_boolean_decision(self._stop, all=False) if trainer.world_size > 1 else self._stop
-        if stop or step == self._final or step % self.every_n_train_steps == 0:
+        if stop or trainer.should_stop or step == self._final or step % self.every_n_train_steps == 0:
             self.save(trainer)
         if stop:
             self._leave(trainer)
@@ -150,17 +220,29 @@ class TrainableCheckpoint(Checkpoint):
     def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Leave an evaluation if nothing would be lost."""
         # Several ranks could not agree here: they do not evaluate in step.
-        if self._stop and trainer.world_size == 1 and self._saved == trainer.global_step:
+        stop = self._stop or trainer.received_sigterm
+        if stop and trainer.world_size == 1 and self._saved == trainer.global_step and trainer.state.fn == "fit":
             self._leave(trainer)
 
     def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """As during validation."""
-        self.on_validation_batch_end(trainer)
+        if trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            self.on_validation_batch_end(trainer)
+        elif trainer.received_sigterm and trainer.world_size == 1:
+            self._leave(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what ended early."""
-        if not trainer.interrupted and self._saved != trainer.global_step:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what a score has ended."""
+        self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what something else has ended."""
+        if trainer.should_stop and trainer.state.fn == "fit" and self._saved != trainer.global_step:
             self.save(trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the run is."""
+        behind_a_batch(checkpoint["loops"]["fit_loop"], trainer.current_epoch, trainer.global_step)
 
     def save(self, trainer: L.Trainer) -> None:
         """Write a checkpoint of this step; every rank has to call this."""
@@ -178,10 +260,17 @@ class TrainableCheckpoint(Checkpoint):
                 old.unlink() if old.is_file() else shutil.rmtree(old)
 
     def _leave(self, trainer: L.Trainer) -> None:
-        rank_zero_info(
-            f"Stopped by a signal at optimizer step {trainer.global_step}; everything up to it is in {self.folder}. "
-            f"Go on with: --version {trainer.log_dir and Path(trainer.log_dir).name} --ckpt_path last"
-        )
+        if trainer.global_step:
+            assert self.folder is not None
+            rank_zero_info(
+                f"Stopped by a signal at optimizer step {trainer.global_step}; everything up to it is in "
+                f"{self.folder}. Go on with: --version {self.folder.parent.name} --ckpt_path last"
+            )
+        else:
+            rank_zero_info(
+                "Stopped by a signal in the evaluation before training: nothing was trained, and its scores so far are "
+                "lost. Start the run again."
+            )
         raise SIGTERMException
 
 

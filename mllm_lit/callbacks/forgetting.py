@@ -1,5 +1,8 @@
 """Scores the target and the held-out sources before, during and after training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from mllm_lit.callbacks.before import ScoresKept
+from mllm_lit.callbacks.before import ScoresKept, set_digests
+from mllm_lit.callbacks.run_directory import run_directory
 from mllm_lit.callbacks.trajectory import draw_trajectory
 from mllm_lit.module import MLLMModule, Record
 
@@ -20,7 +24,9 @@ class ForgettingCallback(L.Callback):
     """Runs the test sets before the first and after the last step, and keeps the scores of every evaluation.
 
     The test loop runs inside ``fit``, so that the model is placed and sharded once. ``before`` is the backbone without
-    its adapter (the adapter is switched off for it), and is kept in checkpoints: a resumed run does not repeat it.
+    its adapter (the adapter is switched off for it), and is kept in checkpoints: a resumed run does not repeat it. If
+    that run scores other sets, rows or answers than before, it says so and measures the backbone again, on the weights
+    that were there before the checkpoint's; the scores of earlier steps are then left out.
 
     Args:
         keep: A folder in which scores and answers of untrained backbones are kept and looked for, so that of many runs
@@ -38,24 +44,70 @@ class ForgettingCallback(L.Callback):
         self.during: list[tuple[int, Scores]] = []
         self.after: Scores | None = None
         self.phase = ""
+        self._measured: dict[str, dict[str, str]] = {}
+        self._untrained: dict[str, torch.Tensor] = {}
+        self._changed: dict[str, bool] = {}
+        self._due = False
         self._nll: dict[str, list[tuple[float, int]]] = {}
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Ask to see a checkpoint while the weights are still the backbone's."""
+        assert isinstance(pl_module, MLLMModule)
+        if stage == "fit":
+            pl_module.on_checkpoint = partial(self._compare, trainer, pl_module)
+
+    def _compare(self, trainer: L.Trainer, module: MLLMModule, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint["callbacks"].get(self.state_key, {}).get("measured", {})
+        self._measured = self._digests(trainer, module)
+        for phase, mine in self._measured.items():
+            theirs = stored.get(phase, mine)
+            changed = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+            if changed:
+                again = (
+                    "before training are measured again" if phase == "test" else "during training so far are left out"
+                )
+                rank_zero_info(
+                    f"The {phase} sets {', '.join(changed)} are scored otherwise than in the checkpoint's run (other "
+                    f"rows, scorer or length of answers), so the scores {again}."
+                )
+            if changed and phase == "test":
+                # Modules of the adapter's own are switched off for it, so only the backbone's tensors matter.
+                own = module.adapter.attached_layout().base_name
+                named = ((name, p) for name, p in module.trainable() if own(name) in module.adapter.bare_names)
+                self._untrained = {name: p.detach().clone() for name, p in named}
+                self.before = None
+            if changed and phase == "val":
+                self.during = []
+            self._changed[phase] = bool(changed)
+
+    def _digests(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, dict[str, str]]:
+        return {phase: set_digests(trainer, module, phase, moved=True) for phase in ("test", "val")}
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the backbone."""
+        """Score the backbone, and make up for a validation that an interruption has cost."""
         assert isinstance(pl_module, MLLMModule)
         assert pl_module.net is not None
-        if self.before is None and not fast_dev_run(trainer):
-            self.before = self._backbone(trainer, pl_module)
+        if fast_dev_run(trainer):
+            return
+        self._measured = self._measured or self._digests(trainer, pl_module)
+        if self.before is None:
+            with swapped(pl_module, self._untrained):
+                self.before = self._backbone(trainer, pl_module)
+            self._untrained = {}
             log_scores(trainer, self.before, "test", step=0)
+        if self._due:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def _backbone(self, trainer: L.Trainer, module: MLLMModule) -> Scores:
-        log_dir = trainer.log_dir  # A broadcast: every rank has to ask.
+        folder = run_directory(trainer)
         place = None
         # What an adapter does to the backbone's own weights, the name of a place does not tell.
-        if self.kept is not None and log_dir is not None and not getattr(module.adapter, "mutates", False):
-            place, predictions = self.kept.place(trainer, module), Path(log_dir) / "predictions" / "before"
+        if self.kept is not None and folder is not None and not getattr(module.adapter, "mutates", False):
+            place, predictions = self.kept.place(trainer, module), folder / "predictions" / "before"
             if trainer.strategy.broadcast(place.is_dir()):
                 rank_zero_info(f"Scores before training: those kept in {place}")
                 if trainer.is_global_zero:
@@ -146,12 +198,41 @@ class ForgettingCallback(L.Callback):
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Scores so far."""
-        return {"before": self.before, "during": self.during}
+        """Scores so far, and of what."""
+        return {"before": self.before, "during": self.during, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the scores of the interrupted run."""
-        self.before, self.during = state_dict["before"], list(state_dict["during"])
+        """Take over the scores of the interrupted run, as far as they are of what is scored now."""
+        if not self._changed.get("test"):
+            self.before = state_dict["before"]
+        if not self._changed.get("val"):
+            self.during = list(state_dict["during"])
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note whether a validation of this step is still to come."""
+        loop = trainer.fit_loop
+        done = bool(self.during) and self.during[-1][0] == trainer.global_step
+        due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        checkpoint["validation_due"] = due and not done
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Read it back."""
+        self._due = checkpoint.get("validation_due", False)
+
+
+@contextmanager
+def swapped(module: MLLMModule, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Within it, some of the parameters hold other values."""
+    parameters = dict(module.trainable()) if tensors else {}
+    with torch.no_grad():
+        trained = {name: parameters[name].detach().clone() for name in tensors}
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+        try:
+            yield
+        finally:
+            for name, tensor in trained.items():
+                parameters[name].copy_(tensor)
 
 
 def fast_dev_run(trainer: L.Trainer) -> bool:
@@ -174,7 +255,8 @@ def draw_answers(trainer: L.Trainer, answers: dict[str, list[Record]]) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, PredictionsCallback):
             for name, samples in rows.items():
-                pairs = [pair for pair in zip(samples, answers[name], strict=True) if pair[0].images]
+                told = {record["id"]: record for record in answers[name]}  # of a part of the set, if it is limited
+                pairs = [(row, told[row.id]) for row in samples if row.images and row.id in told]
                 if pairs:
                     show(trainer, f"{name}/before", pairs[: callback.images])
 

@@ -16,7 +16,7 @@ from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.module import MLLMModule
-from mllm_lit.seed import mix, run_seed
+from mllm_lit.seed import Stream, stream_seed
 
 
 class ImportanceCallback(L.Callback):
@@ -53,7 +53,7 @@ class ImportanceCallback(L.Callback):
             return
         assert isinstance(pl_module, MLLMModule)
         assert pl_module.net is not None
-        torch.manual_seed(mix(run_seed(), 3))  # the seed of rules that are given none
+        torch.manual_seed(stream_seed(Stream.RULE))  # the seed of rules that are given none
         # Lightning runs the backward pass inside optimizer.step(), so the loop itself says when gradients are ready.
         named = pl_module.net.named_parameters()
         rule.attach(trainer.optimizers[0], named, pl_module.reference, before_step="caller")
@@ -143,6 +143,7 @@ def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
     assert module.loaded is not None
     if trainer.progress_bar_callback is not None and trainer.is_global_zero:
         rule.progress = show_progress
+    rule.forward_context = trainer.precision_plugin.forward_context
     if rule.needs_data == "model":
         rule.prepare(model=module.loaded.model)
     elif rule.needs_data is not None:
@@ -169,7 +170,7 @@ def wanted_rows(rule: Rule, data: MLLMDataModule) -> list[Sample]:
                 "Give it some (data.sources), or for EWC take fisher: generated, which needs none."
             )
         sets = [source.task.rows(source.root, source.task.split_names["train"]) for source in data.sources.values()]
-    generator = torch.Generator().manual_seed(mix(run_seed(), 4))
+    generator = torch.Generator().manual_seed(stream_seed(Stream.PROBED_ROWS))
     shuffled = [[rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()] for rows in sets]
     return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
 
@@ -180,7 +181,7 @@ def gradients(module: MLLMModule, rows: list[Sample], batch_size: int) -> Iterat
     for i, start in enumerate(range(0, len(rows), batch_size)):
         batch = collate(rows[start : start + batch_size]).to(module.device)
         module.zero_grad(set_to_none=True)
-        torch.manual_seed(mix(run_seed(), 5, i))  # of dropout
+        torch.manual_seed(stream_seed(Stream.PROBED_DROPOUT, i))  # of dropout
         with torch.enable_grad(), module.trainer.precision_plugin.forward_context():
             nll, counts = module.answer_nll(batch)
             loss = nll.sum() / counts.sum()

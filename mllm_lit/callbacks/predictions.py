@@ -1,7 +1,6 @@
 """Writes what the model answered: JSON lines for every evaluated set, and a picture grid for TensorBoard."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,7 +8,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.callbacks.run_directory import run_directory
+from mllm_lit.errors import writing
 from mllm_lit.module import Record
+
+SAFE = "Checkpoints that were written before are safe: go on from them with --ckpt_path last."
 
 
 class PredictionsCallback(L.Callback):
@@ -67,17 +70,19 @@ class PredictionsCallback(L.Callback):
             ranks = [None] * trainer.world_size
             torch.distributed.all_gather_object(ranks, self._records)
         shown, self._records, self._shown = self._shown, {}, {}
-        log_dir = trainer.log_dir  # A broadcast: every rank has to ask.
-        if not trainer.is_global_zero or log_dir is None:
+        run = run_directory(trainer)
+        if not trainer.is_global_zero or run is None:
             return
-        folder = Path(log_dir) / "predictions" / phase
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = run / "predictions" / phase
         for name in ranks[0]:
             # Rank r scored rows r, r + world, ...: interleaving restores the split's order.
             columns = [rank.get(name, []) for rank in ranks]
             rows = [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
-            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            path = folder / f"{name}.jsonl"
+            with writing(path, len(text.encode()), SAFE):
+                folder.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
         for name, pairs in shown.items():
             if pairs:
                 show(trainer, f"{name}/{phase_tag(phase)}", pairs)

@@ -1,11 +1,14 @@
 """Keeps a run's settings in its checkpoints, and stops a resumed run whose settings differ from them."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
+from mllm_lit.callbacks.checkpoint import read
+from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 
 Settings = dict[str, Any]
@@ -49,7 +52,7 @@ TRAINER = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_
 ROWS = "data.batch_size x ranks"
 
 
-class ResumeError(ValueError):
+class ResumeError(UserError, ValueError):
     """A run cannot go on from a checkpoint because its settings differ; the message names them with both values."""
 
 
@@ -71,23 +74,14 @@ class ResumeCallback(L.Callback):
         checkpoint["settings"] = self._of(trainer)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare them.
+        """Compare them, the number of ranks included.
 
         Raises:
-            ResumeError: They differ in what cannot change, or in what nobody asked to change.
+            ResumeError: See :func:`compare`.
         """
         if trainer.state.fn != "fit":
             return
-        stored = checkpoint.get("settings", {})
-        self.changed = differences(stored, self._of(trainer))
-        refused = {name: v for name, v in self.changed.items() if not self._allowed(name)}
-        if refused:
-            lines = "\n".join(f"  {name}: {old} in the checkpoint, {new} here" for name, (old, new) in refused.items())
-            raise ResumeError(
-                f"The settings differ from those of the checkpoint's run:\n{lines}\nTake them back to go on. Learning "
-                "rates, decay, schedule, clipping, length and data.root may change in the middle of a run, but only if "
-                "given on the command line, such as --model.adapter.lr 1e-5; the others need a new run."
-            )
+        self.changed = compare(checkpoint.get("settings", {}), self._of(trainer), self.explicit)
         for name, (old, new) in self.changed.items():
             rank_zero_info(f"From here on {name} is {new}, as given on the command line; it was {old}.")
 
@@ -112,8 +106,41 @@ class ResumeCallback(L.Callback):
         own[ROWS] = own.pop("data.batch_size", 0) * trainer.world_size
         return own
 
-    def _allowed(self, name: str) -> bool:
-        return covered(name, WINS) and covered(name, self.explicit)
+
+def compare(stored: Settings, current: Settings, explicit: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """What differs between the settings of a checkpoint and of the run that goes on from it.
+
+    Args:
+        stored: The checkpoint's.
+        current: The run's.
+        explicit: The names that the command line sets.
+
+    Raises:
+        ResumeError: They differ in what cannot change, or in what nobody asked to change.
+    """
+    changed = differences(stored, current)
+    refused = {name: v for name, v in changed.items() if not (covered(name, WINS) and covered(name, explicit))}
+    if refused:
+        lines = "\n".join(f"  {name}: {old} in the checkpoint, {new} here" for name, (old, new) in refused.items())
+        raise ResumeError(
+            f"The settings differ from those of the checkpoint's run:\n{lines}\nTake them back to go on. Learning "
+            "rates, decay, schedule, clipping, length and data.root may change in the middle of a run, but only if "
+            "given on the command line, such as --model.adapter.lr 1e-5; the others need a new run."
+        )
+    return changed
+
+
+def check_resumable(path: Path, settings: Settings, explicit: Sequence[str]) -> None:
+    """Compare all settings that are known before anything is loaded.
+
+    Raises:
+        CheckpointError: The file is no checkpoint of this package.
+        ResumeError: See :func:`compare`.
+    """
+    stored = dict(read(path).get("settings", {}))
+    stored.pop(ROWS, None)
+    current = {name: v for name, v in settings.items() if not covered(name, FREE) and name != "data.batch_size"}
+    compare(stored, current, explicit)
 
 
 def covered(name: str, names: Sequence[str]) -> bool:

@@ -1,14 +1,98 @@
 """Which folder a run writes to, and where it resumes."""
 
+import itertools
+import shutil
 from pathlib import Path
+from typing import Any
+
+import lightning as L
 
 from mllm_lit.callbacks.checkpoint import FOLDER, CheckpointError, by_age
+from mllm_lit.errors import UserError
 
 CONFIG = "config.yaml"
 
 
-class RunDirectoryError(ValueError):
-    """The run directory that was asked for is taken."""
+class RunDirectoryError(UserError, ValueError):
+    """The run directory that was asked for is taken, or lies somewhere else than all run directories."""
+
+
+class RunDirectory(L.Callback):
+    """The folder of a run, whatever its logger; one that a failed start has made is removed again.
+
+    Args:
+        path: The folder; what rank zero says counts.
+        made: Whether this run has made it.
+    """
+
+    def __init__(self, path: Path, made: bool = False) -> None:
+        self.path, self.made = path, made
+        self._trained = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Take rank zero's."""
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """From here on there is something to keep."""
+        self._trained = True
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave nothing behind a start that failed."""
+        if isinstance(exception, Exception) and trainer.is_global_zero:
+            self.remove()
+
+    def remove(self) -> None:
+        """Take the folder away, if this run has made it and trained nothing."""
+        if self.made and not self._trained:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def run_directory(trainer: L.Trainer) -> Path | None:
+    """Where a run writes to: what :class:`RunDirectory` says, else the logger's folder, which all ranks ask for."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunDirectory):
+            return callback.path
+    return None if trainer.log_dir is None else Path(trainer.log_dir)
+
+
+def claim(output: Path, experiment: str, version: str | None, checkpoint: Path | None) -> tuple[Path, bool]:
+    """The folder for a new run, made so that no other run takes it.
+
+    Args:
+        output: The folder of all run directories.
+        experiment: The run's name.
+        version: Name of the run directory; ``None`` for the next free number.
+        checkpoint: Where the run goes on from, if it does.
+
+    Returns:
+        The folder, and whether it was made here.
+
+    Raises:
+        RunDirectoryError: The folder holds something and ``checkpoint`` is not in it, or it lies outside of ``output``.
+    """
+    for name, value in (("--experiment", experiment), ("--version", version)):
+        if value is not None and (value in ("", ".", "..") or Path(value).name != value):
+            raise RunDirectoryError(
+                f"{name} is {value!r}, expected the name of a folder in {output}, without slashes. Choose the place of "
+                "all run directories with --output."
+            )
+    folder = output / experiment
+    if version is not None:
+        refuse_existing(folder, version, checkpoint)
+        made = not (folder / version).is_dir()
+        (folder / version).mkdir(parents=True, exist_ok=True)
+        return folder / version, made
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [path.name.removeprefix("version_") for path in folder.glob("version_*")]
+    first = 1 + max((int(number) for number in taken if number.isdigit()), default=-1)
+    for number in itertools.count(first):
+        try:
+            (folder / f"version_{number}").mkdir()
+        except FileExistsError:
+            continue  # Another run was faster.
+        return folder / f"version_{number}", True
+    raise AssertionError
 
 
 def find_last(experiment: Path, version: str | None) -> tuple[str | None, Path | None]:
@@ -16,16 +100,19 @@ def find_last(experiment: Path, version: str | None) -> tuple[str | None, Path |
 
     Args:
         experiment: The folder that holds an experiment's run directories.
-        version: Name of one of them; ``None`` for the one that was started last.
+        version: Name of one of them; ``None`` for the newest one that holds a checkpoint, else the one started last.
 
     Returns:
         The run directory's name, ``None`` if there is none yet, and its newest checkpoint, ``None`` likewise.
     """
     if version is None:
-        runs = sorted(experiment.glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime_ns)
-        version = runs[-1].parent.name if runs else None
-    if version is None:
-        return None, None
+        newest = [found[0] for folder in experiment.glob(f"*/{FOLDER}") if (found := by_age(folder))]
+        if newest:
+            version = max(newest, key=lambda path: path.stat().st_mtime_ns).parent.parent.name
+        elif runs := sorted(experiment.glob(f"*/{CONFIG}"), key=lambda file: file.stat().st_mtime_ns):
+            version = runs[-1].parent.name
+        else:
+            return None, None
     return version, next(iter(by_age(experiment / version / FOLDER)), None)
 
 
@@ -41,9 +128,10 @@ def require_checkpoint(found: Path | None, experiment: Path, version: str | None
     return found
 
 
-def refuse_existing(folder: Path, version: str | None, checkpoint: Path | None = None) -> None:
+def refuse_existing(folder: Path, version: str, checkpoint: Path | None = None) -> None:
     """Raise if a run directory that was asked for by name holds something, unless ``checkpoint`` lies in it."""
-    if version is None or not (path := folder / version).is_dir() or not any(path.iterdir()):
+    path = folder / version
+    if not path.is_dir() or not any(path.iterdir()):
         return
     if checkpoint is None or path.resolve() not in checkpoint.resolve().parents:
         raise RunDirectoryError(

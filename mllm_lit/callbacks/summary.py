@@ -2,7 +2,6 @@
 
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,9 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
+from mllm_lit.callbacks.predictions import SAFE
+from mllm_lit.callbacks.run_directory import run_directory
+from mllm_lit.errors import writing
 from mllm_lit.module import MLLMModule
 from mllm_lit.seed import run_seed
 
@@ -53,12 +55,6 @@ class SummaryCallback(L.Callback):
         """Stop the clock."""
         self._stop()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Bring the clock up to date, so that a resumed run reports the whole time."""
-        if self._since is not None:
-            self._stop()
-            self._since = time.perf_counter()
-
     def _stop(self) -> None:
         if self._since is not None:
             if torch.cuda.is_available():
@@ -75,10 +71,12 @@ class SummaryCallback(L.Callback):
         assert isinstance(pl_module, MLLMModule)
         assert pl_module.net is not None
         self._stop()
-        if fast_dev_run(trainer) or trainer.log_dir is None:
+        folder = run_directory(trainer)
+        if fast_dev_run(trainer) or folder is None:
             return
-        folder = Path(trainer.log_dir)
-        pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
+        size = sum(parameter.nbytes for _, parameter in pl_module.trainable())
+        with writing(folder / "adapter", size, SAFE):
+            pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
         before, after = self.forgetting.before, self.forgetting.after
         if not trainer.is_global_zero or before is None or after is None:
             return
@@ -132,6 +130,9 @@ class SummaryCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds trained so far."""
+        if self._since is not None:
+            self._stop()
+            self._since = time.perf_counter()
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

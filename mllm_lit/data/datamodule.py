@@ -18,6 +18,7 @@ from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
 from mllm_lit.data.subset import read_ids, subset
+from mllm_lit.errors import SettingError, check_seed, in_range
 from mllm_lit.strategies import in_lockstep
 from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import DatasetError, Task
@@ -36,7 +37,8 @@ class Source:
     def __init__(
         self, task: Task, root: Path | str | None = None, split: str | None = None, max_samples: int | None = None
     ) -> None:
-        self.task, self.max_samples, self._root = task, max_samples, root
+        self.task, self._root = task, root
+        self.max_samples = in_range(f"max_samples of the source {task.name}", max_samples, 1)
         self.split = split or task.split_names["test"]
 
     @property
@@ -130,11 +132,15 @@ class MLLMDataModule(L.LightningDataModule):
         own = task.split_names
         self.splits = {"train": train_split or own["train"], "val": val_split or own["val"]}
         self.splits["test"] = test_split or own["test"]
-        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.max_samples, self.fraction, self.ids = max_samples, fraction, ids
-        self.max_eval_samples, self.val_samples = max_eval_samples, val_samples
-        self.replay, self.replay_from = replay, replay_from
-        self.check_images, self.seed = check_images, seed
+        self.batch_size = in_range("data.batch_size", batch_size, 1)
+        self.eval_batch_size = in_range("data.eval_batch_size", eval_batch_size, 1)
+        self.num_workers = in_range("data.num_workers", num_workers, 0)
+        self.max_samples = in_range("data.max_samples", max_samples, 1)
+        self.fraction, self.ids = in_range("data.fraction", fraction, high=1, above=0), ids
+        self.max_eval_samples = in_range("data.max_eval_samples", max_eval_samples, 1)
+        self.val_samples = in_range("data.val_samples", val_samples, 1)
+        self.replay, self.replay_from = in_range("data.replay", replay, 0), replay_from
+        self.check_images, self.seed = check_images, check_seed("data.seed", seed)
         self.train_rows: list[Sample] = []
         self.eval_rows: dict[str, dict[str, list[Sample]]] = {}
         self.sampled: dict[str, list[str]] = {}
@@ -232,13 +238,15 @@ class MLLMDataModule(L.LightningDataModule):
         return chosen
 
     def _write_ids(self) -> None:
-        if self.trainer is None or not self.trainer.loggers or getattr(self.trainer, "fast_dev_run", False):
+        from mllm_lit.callbacks.run_directory import run_directory
+
+        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
             return
-        folder = self.trainer.log_dir  # All ranks ask for it together.
+        folder = run_directory(self.trainer)
         if folder is None or not self._first_rank:
             return
         for label, ids in self.sampled.items():
-            path = Path(folder) / "ids" / f"{label}.txt"
+            path = folder / "ids" / f"{label}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
 
@@ -357,12 +365,12 @@ class MLLMDataModule(L.LightningDataModule):
         """Continue where a checkpoint was taken.
 
         Raises:
-            ValueError: The checkpoint's order is not this run's: another seed or other rows.
+            SettingError: The checkpoint's order is not this run's: another seed or other rows.
         """
         mine = self._order()
         theirs = {key: state_dict[key] for key in mine}
         if self.train_rows and mine != theirs:
-            raise ValueError(
+            raise SettingError(
                 f"The checkpoint was trained with {theirs}, this run has {mine}: its position in the data means "
                 "nothing here. Resume with the run's own seed_everything and data settings."
             )

@@ -53,7 +53,20 @@ def picture_size(ref: ImageRef, where: str) -> tuple[int, int]:
     """
     with _opened(ref, where) as image:
         width, height = image.size
-        return (width, height) if image.getexif().get(ORIENTATION, 1) in SIDEWAYS else (height, width)
+        # A PNG may hold its orientation behind the pixels, so PIL decodes it to be sure that there is none.
+        file: Any = image
+        sure = image.format != "PNG" or "exif" in image.info or b"eXIf" in _chunks(file.fp)
+        return (width, height) if sure and image.getexif().get(ORIENTATION, 1) in SIDEWAYS else (height, width)
+
+
+def _chunks(file: Any) -> set[bytes]:
+    """The names of the chunks in a PNG file."""
+    names = set()
+    place = 8
+    while len(head := (file.seek(place), file.read(8))[1]) == 8:
+        names.add(head[4:])
+        place += 12 + int.from_bytes(head[:4], "big")
+    return names
 
 
 @contextmanager

@@ -71,6 +71,10 @@ def row_faults(samples: Iterable[Sample], files: bool = True) -> list[Fault]:
         if sample.id in first:
             reasons.append(f"id {sample.id!r} is also that of {first[sample.id]}; ids must be unique within a split")
         first.setdefault(sample.id, sample.origin)
+        if sample.id.splitlines() != [sample.id] or sample.id != sample.id.strip():
+            reasons.append(f"id {sample.id!r} is no text on one line, so no list of ids could hold it")
+        told = [sample.id, *(turn.text for turn in sample.turns), *sample.references, *sample.choices]
+        reasons += [f"{text!r:.80} holds half of a surrogate pair" for text in told if not encodable(text)]
         if any(turn.role == "user" and not turn.text.strip() for turn in sample.turns):
             reasons.append("the question is empty")
         if any(turn.role == "assistant" and not turn.text.strip() for turn in sample.turns):
@@ -87,6 +91,15 @@ def row_faults(samples: Iterable[Sample], files: bool = True) -> list[Fault]:
             elif not ref.data:
                 faults.append(_fault(sample, f"image {ref.name} is empty (0 bytes)"))
     return faults
+
+
+def encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def image_faults(samples: Iterable[Sample], workers: int | None = None, title: str = "images") -> list[Fault]:
@@ -108,6 +121,8 @@ def _absence(path: Path) -> str | None:
         return None if path.stat().st_size else "is empty (0 bytes)"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except ValueError as error:  # a NUL, or half of a surrogate pair
+        return f"({str(path)!r:.200}) is no name that a file can have: {error}"
 
 
 def _decode(item: tuple[ImageRef, Sample]) -> Fault | None:

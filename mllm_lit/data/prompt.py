@@ -7,12 +7,13 @@ from typing import Any
 
 from mllm_lit.backbones.family import family_of_processor
 from mllm_lit.data.sample import Sample, Turn
+from mllm_lit.errors import UserError
 
 PROBE = "qzanswer{}zq"
 """Stands for an answer where it is found out what a chat format writes around it."""
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A row cannot be put into the model's chat format; the message names the row and the remedy."""
 
 
@@ -149,13 +150,19 @@ class ChatFormat:
                 )
         pictures = len(sample.images)
         prompt, text = self.prompt(turns[:-1], pictures), self._text(turns, pictures)
-        if not text.startswith(prompt):
-            raise FormatError(
-                "the chat template writes another prompt before an answer than for generation "
-                f"({prompt[-60:]!r} is not where {text[-80:]!r} begins), so training would not match evaluation. "
-                "Use a template whose generation prompt is a prefix of the full conversation."
-            )
         between = self._around(turns, pictures, answers, text)
+        after = len(text) - len(between[-1])
+        start = after - len(answers[-1])
+        if not text[:start].startswith(prompt):
+            if text[:start].rstrip() != prompt.rstrip():
+                raise FormatError(
+                    "the chat template writes another prompt before an answer than for generation "
+                    f"({prompt[-60:]!r} is not where {text[-80:]!r} begins), so training would not match evaluation. "
+                    "Use a template whose generation prompt is a prefix of the full conversation."
+                )
+            # Blanks differ (LLaVA-OneVision): the last answer follows what the model is given to answer.
+            between[-2] = between[-2].rstrip() + prompt[len(prompt.rstrip()) :]
+            text = prompt + text[start:]
         return self._spans(prompt, text, answers, between)
 
     def _around(self, turns: list[Turn], pictures: int, answers: list[str], text: str) -> list[str]:

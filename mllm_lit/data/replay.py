@@ -25,11 +25,9 @@ def replayed(sources: "Mapping[str, Source]", share: float, target_rows: int, se
         The rows of each source, marked with its name; their ids begin with it.
 
     Raises:
-        DatasetError: The share is negative, comes to no row, or there is no source; or a source has no train split,
+        DatasetError: The share comes to no row, or there is no source; or a source has no train split,
             too few rows, or is scored on its train split.
     """
-    if share < 0:
-        raise DatasetError(f"data.replay is {share}, expected a share of the target's rows, such as 0.1")
     count = round(share * target_rows)
     if not sources or not count:
         raise DatasetError(

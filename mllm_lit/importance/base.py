@@ -1,6 +1,7 @@
 """What every importance rule is: something that decides how updates may land on the weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Literal, Self
 
@@ -10,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mllm_lit.errors import UserError
 from mllm_lit.importance.reference import Reference
 from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
 
@@ -20,7 +22,7 @@ BINS = 50
 """Of :meth:`Rule.histograms`."""
 
 
-class RuleError(Exception):
+class RuleError(UserError):
     """A rule cannot do what is asked here; the message says why and what to change."""
 
 
@@ -59,6 +61,8 @@ class Rule:
         """State by kind and parameter name; sharded as the parameters are."""
         self.progress: Progress = no_progress
         """Wraps what :meth:`prepare` goes through; a loop may set it to draw a bar."""
+        self.forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Makes what :meth:`prepare` enters around each forward pass of the model; a loop sets its autocast here."""
         self.steps = 0
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, Tensor] = {}
@@ -82,7 +86,9 @@ class Rule:
                 ``None`` takes what the parameters hold now.
             before_step: ``hook`` calls :meth:`before_step` from ``optimizer.step()``, where a plain loop has its
                 gradients ready (clipped already, if it clips). ``caller`` leaves that to the loop, for loops that run
-                the backward pass inside ``optimizer.step`` and for reading gradients before they are clipped.
+                the backward pass inside ``optimizer.step`` and for reading gradients before they are clipped. With a
+                gradient scaler it calls ``scaler.unscale_(optimizer)`` first; whether the step is taken is not known
+                then, so what must count for steps that are taken alone belongs into :meth:`after_step`.
 
         Raises:
             RuleError: There is nothing to train, or the tensors cannot be addressed one by one.
@@ -110,7 +116,7 @@ class Rule:
                 )
         self.start()
         if before_step == "hook":
-            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self.before_step()))
+            self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before_step()))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after_step()))
         return self
 
@@ -303,7 +309,29 @@ class Rule:
         rates = {p: float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
         return {name: rates[parameter] for name, parameter in self.parameters.items()}
 
+    @property
+    def _skips(self) -> bool:
+        """Whether the step that runs is one that leaves the weights alone: a scaler found an overflow.
+
+        It does not call the optimizer then, unless that is a fused one, which is told of the overflow and skips itself.
+        """
+        return bool(getattr(self.optimizer, "found_inf", None))
+
+    @torch.no_grad()
+    def _before_step(self) -> None:
+        if self._skips:
+            return
+        if (scale := getattr(self.optimizer, "grad_scale", None)) is not None:
+            # A fused optimizer divides by the scale in its kernel, too late for whoever reads the gradients here.
+            for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+                if parameter.grad is not None:
+                    local(parameter.grad).div_(scale)
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.before_step()
+
     def _after_step(self) -> None:
+        if self._skips:
+            return
         with torch.no_grad():
             self.after_step()
         self.steps += 1

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import Rule
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import local
@@ -24,9 +25,9 @@ class ChildTuningF(Rule):
 
     def __init__(self, trained: float = 0.3, seed: int | None = None) -> None:
         super().__init__()
-        if not 0.0 < trained <= 1.0:
-            raise ValueError(f"trained is {trained}; gradients are divided by it, so it has to be in (0, 1].")
-        self.share, self.seed = trained, seed
+        # Gradients are divided by it.
+        self.share = in_range("importance.trained", trained, high=1, above=0)
+        self.seed = check_seed("importance.seed", seed)
 
     def start(self) -> None:
         self.generator = generator(self.seed, "child", local(next(iter(self.parameters.values()))).device)
@@ -68,7 +69,8 @@ class ChildTuningD(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        self.trained_share, self.batches = check_share("trained", trained), batches
+        self.trained_share = in_range("importance.trained", trained, 0, 1)
+        self.batches = in_range("importance.batches", batches, 1)
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
         fisher = self.sum_gradients(gradients, self.batches, square=True)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import RuleError
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
-from mllm_lit.importance.probing import self_generated
+from mllm_lit.importance.fixed_mask import FixedMask
+from mllm_lit.importance.probing import evaluating, self_generated
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import ShardSums
@@ -51,11 +52,10 @@ class ModelDowser(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        for key, value in (("prompts", prompts), ("probes", probes), ("length", length), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"{key} is {value}; it has to be at least 1.")
-        self.trained_share = check_share("trained", trained)
-        self.prompts, self.probes, self.length, self.batch, self.seed = prompts, probes, length, batch, seed
+        self.trained_share = in_range("importance.trained", trained, 0, 1)
+        self.prompts, self.probes = in_range("importance.prompts", prompts, 1), in_range("importance.probes", probes, 1)
+        self.length, self.batch = in_range("importance.length", length, 1), in_range("importance.batch", batch, 1)
+        self.seed = check_seed("importance.seed", seed)
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
         """Probe the model.
@@ -70,7 +70,9 @@ class ModelDowser(FixedMask):
         """
         if model is None:
             raise RuleError("ModelDowser probes the model itself: call prepare(model=...).")
-        texts = self_generated(model, self.prompts, self.batch, self.length, seed=self.seed)
+        texts = self_generated(
+            model, self.prompts, self.batch, self.length, seed=self.seed, context=self.forward_context
+        )
         scores = self.scores(model, self.progress(texts, -(-self.prompts // self.batch)))
         flat = [name for name, score in scores.items() if not score.any()]
         if flat:
@@ -89,28 +91,25 @@ class ModelDowser(FixedMask):
         signs = generator(self.seed, "signs", next(model.parameters()).device)
         jacobian: dict[str, list[Tensor]] = {name: [] for name in layers}
         inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-        training = model.training
-        model.eval()
-        for tokens in texts:
-            with _recorded(layers) as record, torch.enable_grad():
-                logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-            reached = [name for name in layers if name in record]
-            if not reached:
-                model.train(training)
-                raise RuleError(
-                    "No trainable tensor is a linear layer that text passes through: open blocks of the LLM."
-                )
-            squares = {name: torch.zeros(()) for name in reached}
-            for probe in range(self.probes):
-                sign = torch.empty_like(logits).bernoulli_(0.5, generator=signs).mul_(2).sub_(1)
-                outputs = [record[name][1] for name in reached]
-                found = torch.autograd.grad(logits, outputs, sign, retain_graph=probe + 1 < self.probes)
-                for name, derivative in zip(reached, found, strict=True):
-                    squares[name] = squares[name].to(derivative.device) + derivative.float().square().sum(1)
-            for name in reached:
-                jacobian[name].append((squares[name] / self.probes).sqrt())
-                inputs[name].append(record[name][0])
-        model.train(training)
+        with evaluating(model):
+            for tokens in texts:
+                with _recorded(layers) as record, torch.enable_grad(), self.forward_context():
+                    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+                reached = [name for name in layers if name in record]
+                if not reached:
+                    raise RuleError(
+                        "No trainable tensor is a linear layer that text passes through: open blocks of the LLM."
+                    )
+                squares = {name: torch.zeros(()) for name in reached}
+                for probe in range(self.probes):
+                    sign = torch.empty_like(logits).bernoulli_(0.5, generator=signs).mul_(2).sub_(1)
+                    outputs = [record[name][1] for name in reached]
+                    found = torch.autograd.grad(logits, outputs, sign, retain_graph=probe + 1 < self.probes)
+                    for name, derivative in zip(reached, found, strict=True):
+                        squares[name] = squares[name].to(derivative.device) + derivative.float().square().sum(1)
+                for name in reached:
+                    jacobian[name].append((squares[name] / self.probes).sqrt())
+                    inputs[name].append(record[name][0])
         scores = {}
         for name, vectors in inputs.items():
             if vectors:

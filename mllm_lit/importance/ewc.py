@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.probing import self_generated
 from mllm_lit.importance.pull import Pull
@@ -38,7 +39,7 @@ class EWC(Pull):
         reference_on: str = "device",
     ) -> None:
         super().__init__(strength, form, reference_on)
-        self.rows, self.seed = rows, seed
+        self.rows, self.seed = in_range("importance.rows", rows, 1), check_seed("importance.seed", seed)
         self.needs_data = "source" if fisher == "source" else "model"
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
@@ -57,8 +58,9 @@ class EWC(Pull):
         return local(self.buffers["fisher"][name])
 
     def _generated(self, model: nn.Module) -> Iterator[None]:
-        for tokens in self_generated(model, self.rows, batch_size=1, seed=self.seed):
+        for tokens in self_generated(model, self.rows, batch_size=1, seed=self.seed, context=self.forward_context):
             model.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                model(input_ids=tokens, labels=tokens).loss.backward()
+            with torch.enable_grad(), self.forward_context():
+                loss: Tensor = model(input_ids=tokens, labels=tokens).loss
+            torch.autograd.backward(loss)
             yield

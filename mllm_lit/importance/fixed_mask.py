@@ -10,17 +10,6 @@ from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.sharding import chunks, local
 
 
-def check_share(name: str, share: float) -> float:
-    """``share`` itself.
-
-    Raises:
-        ValueError: It is no share.
-    """
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{name} is {share}; it is a share of the entries and has to be in [0, 1].")
-    return share
-
-
 class FixedMask(Rule):
     """Base of the fixed masks. A subclass calls :meth:`keep_only` from :meth:`start` or :meth:`prepare`.
 

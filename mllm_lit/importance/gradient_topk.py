@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.errors import in_range
 from mllm_lit.importance.base import RuleError
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import sharded_dims
 
@@ -34,9 +35,8 @@ class GradientTopK(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        if batches < 1:
-            raise ValueError(f"batches is {batches}; at least one batch has to be seen.")
-        self.trained_share, self.scope, self.batches = check_share("trained", trained), scope, batches
+        self.trained_share, self.scope = in_range("importance.trained", trained, 0, 1), scope
+        self.batches = in_range("importance.batches", batches, 1)
 
     def prepare(self, gradients: Iterator[Any] | None = None, model: nn.Module | None = None) -> None:
         sums = self.sum_gradients(gradients, self.batches, square=False)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import check_seed
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.sharding import local
@@ -23,7 +24,7 @@ class HalfFineTuning(Rule):
 
     def __init__(self, reselect: bool = True, seed: int | None = None) -> None:
         super().__init__()
-        self.reselect, self.seed = reselect, seed
+        self.reselect, self.seed = reselect, check_seed("importance.seed", seed)
 
     def start(self) -> None:
         # Fixed here, since a loop may reseed torch at every batch.

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.errors import in_range
+from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import local
 
@@ -23,7 +24,7 @@ class MagnitudeMask(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        self.frozen_share = check_share("frozen", frozen)
+        self.frozen_share = in_range("importance.frozen", frozen, 0, 1)
 
     def start(self) -> None:
         super().start()

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import in_range
 from mllm_lit.importance.base import Rule, RuleError
-from mllm_lit.importance.fixed_mask import check_share
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import local
 
@@ -20,7 +20,7 @@ class MoFO(Rule):
 
     def __init__(self, trained: float = 0.1) -> None:
         super().__init__()
-        self.share = check_share("trained", trained)
+        self.share = in_range("importance.trained", trained, 0, 1)
 
     def start(self) -> None:
         self.previous = {name: local(p).clone() for name, p in self.parameters.items()}

@@ -1,12 +1,25 @@
 """Text that a model writes about nothing in particular: probes that need no data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mllm_lit.importance.seeding import generator
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode while open; then every module is back in its own (a frozen part may be in eval mode in training)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def self_generated(
@@ -18,14 +31,16 @@ def self_generated(
     top_p: float = 0.9,
     repetition_penalty: float = 1.05,
     seed: int | None = None,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Iterator[Tensor]:
     """Sample texts from BOS and one to five random tokens (Model-Dowser, arXiv 2602.04509; defaults are its own).
 
     Args:
-        model: A Hugging Face model with ``generate``; its mode and the global random state are left as they were.
+        model: A Hugging Face model with ``generate``; its modes and the global random state are left as they were.
         prompts: Number of texts.
         length: Tokens of each, BOS and random ones included. Ends of text are suppressed, so no text is padded.
         seed: ``None`` takes the run's seed.
+        context: Made and entered around generation: autocast, where weights have several dtypes.
 
     Yields:
         Token ids, (at most ``batch_size``, ``length``).
@@ -37,14 +52,13 @@ def self_generated(
     allowed = torch.ones(hf.get_input_embeddings().num_embeddings, dtype=torch.bool)
     allowed[special] = False
     vocabulary = allowed.nonzero().flatten()
-    training = model.training
     for start in range(0, prompts, batch_size):
         rows = min(batch_size, prompts - start)
         given = int(torch.randint(1, 6, (), generator=random))
         words = vocabulary[torch.randint(len(vocabulary), (rows, given), generator=random)]
         tokens = torch.cat((torch.full((rows, 1), bos), words), dim=1).to(device)
-        model.eval()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with forked, evaluating(model), torch.no_grad(), context():
             torch.manual_seed(int(torch.randint(2**31, (), generator=random)))
             written = hf.generate(
                 input_ids=tokens,
@@ -59,7 +73,6 @@ def self_generated(
                 suppress_tokens=special,
                 pad_token_id=bos,
             )
-        model.train(training)
         yield written
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import in_range
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.sharding import chunks, local
 
@@ -26,9 +27,8 @@ class Pull(Rule):
         self, strength: float, form: Literal["loss", "decoupled"] = "loss", reference_on: str = "device"
     ) -> None:
         super().__init__(reference_on)
-        if strength < 0:
-            raise ValueError(f"strength is {strength}; below 0 it would push away from θ0.")
-        self.strength, self.form = strength, form
+        # Below 0 it would push away from θ0.
+        self.strength, self.form = in_range("importance.strength", strength, 0), form
 
     def weight(self, name: str) -> Tensor | None:
         """F of a parameter's local entries, or ``None`` for 1."""

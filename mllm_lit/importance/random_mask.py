@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from mllm_lit.importance.fixed_mask import FixedMask, check_share
+from mllm_lit.errors import check_seed, in_range
+from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.sharding import shard_like
 
@@ -27,7 +28,8 @@ class RandomMask(FixedMask):
         reference_on: str = "device",
     ) -> None:
         super().__init__(apply, reference_on)
-        self.trained_share, self.seed = check_share("trained", trained), seed
+        self.trained_share = in_range("importance.trained", trained, 0, 1)
+        self.seed = check_seed("importance.seed", seed)
 
     def start(self) -> None:
         super().start()

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mllm_lit.errors import SettingError
 from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
 
 _NARROW = (torch.bfloat16, torch.float16)
@@ -53,11 +55,12 @@ class Reference(Mapping[str, Tensor]):
             values: θ0 by name, whole or as local shards, when it is not what the parameters hold now.
             on: ``device`` (beside the parameter), ``host`` (pinned where there is a GPU: no memory on the device),
                 or the path of a safetensors file, written now and memory-mapped afterwards (no memory of its own
-                anywhere; give each rank its own path when parameters are sharded).
+                anywhere). Of several processes each has a file of its own, ``NAME.rank0.safetensors`` and so on.
 
         Raises:
             KeyError: ``values`` lacks a parameter.
             ValueError: ``values`` holds another shape under a parameter's name.
+            FileNotFoundError: The folder of the path does not exist.
         """
         kept: dict[str, Tensor] = {}
         whole: dict[str, Tensor] = {}
@@ -69,11 +72,7 @@ class Reference(Mapping[str, Tensor]):
             kept[name] = _place(_narrow(mine), mine, on)
         identity = fingerprint(parameters, whole)
         if on not in ("device", "host"):
-            path = Path(on)
-            if not path.parent.is_dir():
-                raise FileNotFoundError(f"θ0 is to be written to {path}, but {path.parent} is no folder; create it.")
-            save_file({name: tensor.contiguous() for name, tensor in kept.items()}, path, {"identity": identity})
-            kept = load_file(path)
+            kept = _mapped(kept, Path(on), identity)
         return cls(kept, identity)
 
     def beside(self, parameters: Mapping[str, Tensor], on: str) -> Self:
@@ -127,7 +126,7 @@ def _given(name: str, parameter: Tensor, values: Mapping[str, Tensor]) -> Tensor
     if value.shape == parameter.shape:
         value = shard_like(value, parameter)
     if value.shape != local(parameter).shape:
-        raise ValueError(
+        raise SettingError(
             f"The reference of {name!r} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}; "
             "were these weights saved from another model?"
         )
@@ -140,6 +139,17 @@ def _narrow(tensor: Tensor) -> Tensor:
             if all(bool((part.to(dtype).to(tensor.dtype) == part).all()) for (part,) in chunks(tensor)):
                 return tensor.to(dtype)
     return tensor
+
+
+def _mapped(tensors: Mapping[str, Tensor], path: Path, identity: str) -> dict[str, Tensor]:
+    """The tensors as views of a new file, one for each process: shards differ, and nodes may share no disk."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"θ0 is to be written to {path}, but {path.parent} is no folder; create it.")
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        path = path.with_name(f"{path.stem}.rank{dist.get_rank()}{path.suffix}")
+    # Replaces a file of this name, which another run may still map, and does not write into it.
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"identity": identity})
+    return load_file(path)
 
 
 def _place(tensor: Tensor, original: Tensor, on: str) -> Tensor:

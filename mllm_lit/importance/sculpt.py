@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import in_range
 from mllm_lit.importance.base import Rule, RuleError
-from mllm_lit.importance.fixed_mask import check_share
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import ShardSums, local, sharded_dims
 
@@ -24,7 +24,9 @@ class LoRASculpt(Rule):
 
     def __init__(self, trained: float = 0.1, prune_at: int = 100, strength: float = 1e-3) -> None:
         super().__init__()
-        self.share, self.prune_at, self.strength = check_share("trained", trained), prune_at, strength
+        self.share = in_range("importance.trained", trained, 0, 1)
+        self.prune_at = in_range("importance.prune_at", prune_at, 0)
+        self.strength = in_range("importance.strength", strength, 0)
 
     def start(self) -> None:
         """Pair the factors.

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from mllm_lit.errors import SettingError
+
 CHUNK = {"cpu": 1 << 18}
 """Entries handled at a time. On a CPU the temporaries of one chunk stay in the cache, so an eager chain of
 elementwise operations costs one trip to memory, not thirty."""
@@ -65,7 +67,7 @@ def sharded_dims(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
         return None
     for placement in tensor.placements:
         if type(placement) not in (Shard, Replicate):
-            raise ValueError(
+            raise SettingError(
                 f"A parameter is placed as {tuple(tensor.placements)}; importance rules know Shard and Replicate. "
                 "Shard it over one mesh dimension only (FSDP2 or HSDP, without tensor parallelism on the same tensor)."
             )

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance import kernels
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.seeding import generator
@@ -39,7 +40,8 @@ class Spider(Rule):
         blend: After every ``step``, or once at the ``end`` of training (:meth:`finish`).
         accumulate: The ``signed`` sum of gradients, or the sum of their ``absolute`` values.
         gradient: As the optimizer saw it (``clipped``), or as :meth:`before_step` finds it (``unclipped``; the loop
-            has to call that itself before clipping, see ``before_step="caller"`` of :meth:`attach`).
+            has to call that itself before clipping, see ``before_step="caller"`` of :meth:`attach`). The latter is
+            copied until the step is taken, since a gradient scaler may skip it.
         decay: Factor on G before each sum; 1 is the plain sum.
         accumulator: dtype of G. ``bfloat16`` halves its memory by stochastic rounding: an approximation.
         seed: Of that rounding; ``None`` takes the run's seed.
@@ -64,16 +66,14 @@ class Spider(Rule):
         reference_on: str = "device",
     ) -> None:
         super().__init__(reference_on)
-        if not 0.0 < decay <= 1.0:
-            raise ValueError(f"decay is {decay}; as a factor on the sum of gradients it has to be in (0, 1].")
         self.importance = importance
         self.mask_form = mask
         self.blend = blend
         self.absolute = accumulate == "absolute"
         self.unclipped = gradient == "unclipped"
-        self.decay = decay
+        self.decay = in_range("importance.decay", decay, high=1, above=0)
         self.dtype = torch.float32 if accumulator == "float32" else torch.bfloat16
-        self.seed = seed
+        self.seed = check_seed("importance.seed", seed)
         self.compile = compile
         self._work_by_shape: dict[torch.Size, kernels.Work] = {}
 
@@ -99,6 +99,7 @@ class Spider(Rule):
         self.counts = torch.tensor(counts, dtype=torch.float64, device=self.device)
         self.buffers["gradients"] = self.like_parameters(self.dtype)
         self.generator = generator(self.seed, "spider", self.device)
+        self._unclipped: dict[str, Tensor | None] = {}
         self._moments: Tensor | None = None
         self._kept: Tensor | None = None
         self._tables: tuple[Rows, Rows] | None = None
@@ -109,11 +110,11 @@ class Spider(Rule):
     @torch.no_grad()
     def before_step(self) -> None:
         if self.unclipped:
-            self._add_gradients()
+            found = {name: self.gradient(name) for name in self.parameters}
+            self._unclipped = {name: None if part is None else part.clone() for name, part in found.items()}
 
     def after_step(self) -> None:
-        if not self.unclipped:
-            self._add_gradients()
+        self._add_gradients()
         if self.blend == "step":
             self._apply()
 
@@ -142,9 +143,11 @@ class Spider(Rule):
 
     def _add_gradients(self) -> None:
         """Pass A: G += g. The sums over the new G are kept for the mask that follows."""
+        if self.unclipped and not self._unclipped:
+            raise RuleError("gradient: unclipped, but before_step() was not called between backward and this step.")
         rows = []
         for name in self.parameters:
-            gradient = self.gradient(name)
+            gradient = self._unclipped[name] if self.unclipped else self.gradient(name)
             if gradient is None:
                 rows.append(self._sum(kernels.moments, self._total(name)))
                 continue
@@ -159,6 +162,7 @@ class Spider(Rule):
             rows.append(row)
         self._moments = torch.stack(rows)
         self._tables = None
+        self._unclipped = {}
 
     def _apply(self) -> None:
         """Pass C: the blend."""

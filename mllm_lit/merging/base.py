@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import UserError
 
-class MergeError(Exception):
+
+class MergeError(UserError):
     """Two sets of weights cannot be merged as asked; the message says why."""
 
 

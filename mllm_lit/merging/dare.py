@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.seeding import generator
 from mllm_lit.merging.base import Merge
 
@@ -17,12 +18,12 @@ class DARE(Merge):
     """
 
     def __init__(self, drop: float = 0.9, rescale: bool = True, seed: int | None = None) -> None:
-        if not 0.0 <= drop < 1.0:
-            raise ValueError(f"drop is {drop}; what stays is divided by 1 − drop, so it has to be in [0, 1).")
-        self.drop, self.rescale, self.seed = drop, rescale, seed
+        # What stays is divided by 1 − drop.
+        self.drop, self.rescale = in_range("drop", drop, 0, below=1), rescale
+        self.seed = check_seed("seed", seed)
 
     def tensor(self, name: str, before: Tensor, after: Tensor) -> Tensor:
-        kept = torch.rand(after.shape, generator=generator(self.seed, name)).to(after.device) >= self.drop
+        kept = torch.rand(after.shape, generator=generator(self.seed, f"dare {name}")).to(after.device) >= self.drop
         scale = 1 / (1 - self.drop) if self.rescale else 1.0
         # lerp is exact where the scale is 1, so drop = 0 returns θ to the bit.
         return torch.where(kept, torch.lerp(before, after, scale), before)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mllm_lit.errors import in_range
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import ShardSums
 from mllm_lit.merging.base import MergeError
@@ -38,7 +39,8 @@ class Grafting(TIES):
         logit: float = 3.0,
     ) -> None:
         super().__init__(keep, 1.0, scope)
-        self.steps, self.lr, self.logit = steps, lr, logit
+        self.steps, self.lr = in_range("steps", steps, 0), in_range("lr", lr, 0)
+        self.logit = in_range("logit", logit)
         self.gradient: Gradient | None = None
         """Given the grafted weights, the gradient of the target's loss on one more batch, by name; for refinement."""
 

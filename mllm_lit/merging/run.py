@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
+from mllm_lit.parsing import only_trusted, refuse_remote
 from mllm_lit.seed import run_seed
 
 PROBED_ROWS = 8
@@ -32,20 +33,24 @@ class FinishedRun:
         run: Its directory.
         folder: Where results go.
         overrides: Words for the command line, on top of the run's own settings.
+        trust: Modules, beside this package, whose classes the settings may name.
 
     Raises:
         BackboneError: The directory is not that of a run that ended.
+        TrustError: The run's configuration names a class of a module that is not trusted.
     """
 
-    def __init__(self, run: Path, folder: Path, overrides: list[str]) -> None:
+    def __init__(self, run: Path, folder: Path, overrides: list[str], trust: Sequence[str] = ()) -> None:
         stored = run_config(run)
-        self.run, self.folder, self.overridden = run, folder, bool(overrides)
+        self.run, self.folder, self.overridden, self.trust = run, folder, bool(overrides), trust
         folder.mkdir(parents=True, exist_ok=True)
         settings = {key: stored[key] for key in ("seed_everything", "model", "data", "trainer")}
         settings["trainer"] |= {"logger": False, "callbacks": None, "default_root_dir": str(folder)}
         (folder / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
         sys.argv = [sys.argv[0], "--config", str(folder / "settings.yaml"), *overrides]
-        cli = MLLMCLI(run=False)
+        with only_trusted(run / "config.yaml", settings, trust):
+            cli = MLLMCLI(run=False)
+        refuse_remote(run / "config.yaml", cli.model.backbone, trust)
         self.module, self.data, self.trainer = cli.model, cli.datamodule, cli.trainer
         self.finished = self.module.adapter = Finished(run / "adapter")
 
@@ -162,7 +167,7 @@ class FinishedRun:
             raise MergeError("method adapter writes a folder: say where (--out).")
         self.data.setup("test")
         rows = next(iter(self.data.eval_rows["test"].values()))[:PROBED_ROWS]
-        tuned = load_tuned("", self.run)
+        tuned = load_tuned("", self.run, self.trust)
         batch = Collate(tuned.loaded.processor)(rows)
         with torch.no_grad():
             expected = tuned.module(**batch.inputs).logits.float()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mllm_lit.importance.fixed_mask import check_share
+from mllm_lit.errors import in_range
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import ShardSums
 from mllm_lit.merging.base import Merge, MergeError
@@ -31,10 +31,9 @@ class ModelTailor(Merge):
     """
 
     def __init__(self, keep: float = 0.1, omega: float = 0.5, damping: float = 0.01, compensate: bool = True) -> None:
-        self.keep, self.omega = check_share("keep", keep), check_share("omega", omega)
-        if damping <= 0:
-            raise ValueError(f"damping is {damping}; H can be singular, so it has to be above 0.")
-        self.damping, self.compensate = damping, compensate
+        self.keep, self.omega = in_range("keep", keep, 0, 1), in_range("omega", omega, 0, 1)
+        # H can be singular.
+        self.damping, self.compensate = in_range("damping", damping, above=0), compensate
         self.hessians: Mapping[str, Tensor] = {}
         """H (in, in) by name of a weight, from :func:`hessians`."""
 

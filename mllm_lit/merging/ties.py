@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mllm_lit.importance.fixed_mask import check_share
+from mllm_lit.errors import in_range
 from mllm_lit.importance.select import select_top
 from mllm_lit.importance.sharding import ShardSums
 from mllm_lit.merging.base import Merge, changes
@@ -22,7 +22,7 @@ class TIES(Merge):
     """
 
     def __init__(self, keep: float = 0.2, scale: float = 1.0, scope: Literal["model", "tensor"] = "model") -> None:
-        self.keep, self.scale, self.scope = check_share("keep", keep), scale, scope
+        self.keep, self.scale, self.scope = in_range("keep", keep, 0, 1), in_range("scale", scale), scope
 
     def start(self, reference: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> None:
         self.kept = select_top(

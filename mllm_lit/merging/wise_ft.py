@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mllm_lit.importance.fixed_mask import check_share
+from mllm_lit.errors import in_range
 from mllm_lit.merging.base import Merge
 
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -19,7 +19,7 @@ class WiSEFT(Merge):
     """
 
     def __init__(self, alpha: float = 0.5) -> None:
-        self.alpha = check_share("alpha", alpha)
+        self.alpha = in_range("alpha", alpha, 0, 1)
 
     def tensor(self, name: str, before: Tensor, after: Tensor) -> Tensor:
         return torch.lerp(before, after, self.alpha)

@@ -33,7 +33,7 @@ TASKS: dict[str, type[Task]] = {
     "huggingface": HuggingFace,
 }
 
-EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa")
+EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations")
 """The tasks that ship a small set in their release's format inside this package."""
 
 __all__ = [

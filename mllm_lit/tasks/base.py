@@ -8,6 +8,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, ClassVar
 
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -33,7 +34,7 @@ class Fault:
         return f"{self.file}:{self.row}: {self.reason}" if self.row else f"{self.file}: {self.reason}"
 
 
-class DatasetError(Exception):
+class DatasetError(UserError):
     """A dataset is missing, incomplete or malformed; the message names the file, the row and the remedy.
 
     Attributes:
@@ -113,11 +114,12 @@ class Task(ABC):
             f"Published at {self.published_at}. Point the data root at the folder that holds this tree."
         )
 
-    def check_split(self, split: str, known: Iterable[str]) -> None:
-        """Refuse a split that the release does not have, listing those it has."""
+    def check_split(self, split: str, known: Iterable[str], where: Path | None = None) -> None:
+        """Refuse a split that the release does not have, listing those it has and the file that lists them."""
         known = list(known)
         if split not in known:
-            raise DatasetError(f"{self.name} has no split {split!r}; there are: {', '.join(known)}")
+            place = "" if where is None else f" ({where})"
+            raise DatasetError(f"{self.name} has no split {split!r}; there are: {', '.join(known) or 'none'}{place}")
 
     @abstractmethod
     def rows(self, root: Path, split: str) -> list[Sample]:

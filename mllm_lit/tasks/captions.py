@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 from zlib import crc32
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, read_table, text
+from mllm_lit.tasks.files import Key, Row, Text, collect, read_list
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -27,6 +27,23 @@ BRIEF = (
     "Create a compact narrative representing the image presented.",
 )
 """The brief-description instructions of LLaVA's first training stage, from which the study draws."""
+
+
+class Sentence(Row):
+    """A caption."""
+
+    raw: Text
+
+
+class KarpathyImage(Row):
+    """A picture of a ``dataset_*.json`` by Karpathy."""
+
+    filename: Text
+    sentences: list[Sentence]
+    split: Literal["train", "val", "test", "restval"]
+    imgid: Key
+    filepath: str = ""
+    cocoid: Key | None = None
 
 
 class CaptionTask(Task):
@@ -82,17 +99,17 @@ class CaptionTask(Task):
 
     def karpathy_rows(self, path: Path, images: Path, split: str) -> list[Sample]:
         """One split of a ``dataset_*.json`` by Karpathy; ``a+b`` is the union of two."""
-        [entries] = read_table(path, "images")
+        entries = read_list(path, KarpathyImage, "images")
         wanted = split.split("+")
         for part in wanted:
-            self.check_split(part, dict.fromkeys(entry.get("split", "") for entry in entries))
-        chosen = ((row, entry) for row, entry in enumerate(entries) if entry.get("split", "") in wanted)
+            self.check_split(part, dict.fromkeys(entry.split for entry in entries), path)
+        chosen = ((row, entry) for row, entry in enumerate(entries) if entry.split in wanted)
         return collect(path, chosen, partial(self._karpathy_row, path, images, split))
 
-    def _karpathy_row(self, path: Path, images: Path, split: str, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
-        image = images / entry.get("filepath", "") / text(entry, "filename")
-        captions = [text(sentence, "raw") for sentence in entry["sentences"]]
-        key = str(entry.get("cocoid", entry["imgid"]))
+    def _karpathy_row(self, path: Path, images: Path, split: str, row: str, entry: KarpathyImage) -> Iterable[Sample]:
+        image = images / entry.filepath / entry.filename.strip()
+        captions = [sentence.raw for sentence in entry.sentences]
+        key = str(entry.imgid if entry.cocoid is None else entry.cocoid)
         return list(self.caption_rows(key, image, captions, split, f"{path}:{row}"))
 
     def metric(self) -> "AnswerMetric":

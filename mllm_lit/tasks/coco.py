@@ -7,9 +7,23 @@ from typing import Any, Literal
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.captions import CaptionTask
-from mllm_lit.tasks.files import by_key, collect, read_table, text
+from mllm_lit.tasks.files import Key, Row, Text, by_key, collect, read_list
 
 OFFICIAL = ("train2014", "val2014", "train2017", "val2017")
+
+
+class ListedImage(Row):
+    """A picture."""
+
+    id: Key
+    file_name: Text
+
+
+class Caption(Row):
+    """A caption of one."""
+
+    image_id: Key
+    caption: Text
 
 
 class COCOCaptions(CaptionTask):
@@ -49,25 +63,23 @@ class COCOCaptions(CaptionTask):
         self.check_split(split, OFFICIAL)
         path = self.locate(root, f"annotations/captions_{split}.json", f"captions_{split}.json")
         folder = self.locate(root, split, f"images/{split}")
-        listed, annotations = read_table(path, "images", "annotations")
-        captions: dict[int, list[str]] = {key: [] for key in by_key(path, listed, "id", "images")}
-        rows = ((f"annotations[{row}]", annotation) for row, annotation in enumerate(annotations))
-        for key, caption in collect(path, rows, partial(_caption, captions)):
+        listed, annotations = read_list(path, ListedImage, "images"), read_list(path, Caption, "annotations")
+        captions: dict[Any, list[str]] = {key: [] for key in by_key(path, listed, "id", "images")}
+        said = ((f"annotations[{row}]", annotation) for row, annotation in enumerate(annotations))
+        for key, caption in collect(path, said, partial(_caption, captions)):
             captions[key].append(caption)
         rows = ((f"images[{row}]", image) for row, image in enumerate(listed))
         return collect(path, rows, partial(self._row, path, folder, captions, split))
 
     def _row(
-        self, path: Path, folder: Path, captions: dict[int, list[str]], split: str, row: str, image: dict[str, Any]
+        self, path: Path, folder: Path, captions: dict[Any, list[str]], split: str, row: str, image: ListedImage
     ) -> Iterable[Sample]:
-        key = image["id"]
-        return list(
-            self.caption_rows(str(key), folder / text(image, "file_name"), captions[key], split, f"{path}:{row}")
-        )
+        where = folder / image.file_name.strip()
+        return list(self.caption_rows(str(image.id), where, captions[image.id], split, f"{path}:{row}"))
 
 
-def _caption(known: Collection[int], row: str, annotation: dict[str, Any]) -> Iterable[tuple[int, str]]:
+def _caption(known: Collection[Any], row: str, annotation: Caption) -> Iterable[tuple[Any, str]]:
     """Image and text of one annotation."""
-    if annotation["image_id"] not in known:
-        raise ValueError(f"captions image {annotation['image_id']}, which this file does not list")
-    yield annotation["image_id"], text(annotation, "caption")
+    if annotation.image_id not in known:
+        raise ValueError(f"captions image {annotation.image_id}, which this file does not list")
+    yield annotation.image_id, annotation.caption.strip()

@@ -1,32 +1,56 @@
 """Conversations in LLaVA's JSON format."""
 
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from mllm_lit.data.sample import Sample
+from mllm_lit.data.sample import Sample, Turn
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, read_list, text
+from mllm_lit.tasks.files import Key, Row, Text, collect, read_list
 from mllm_lit.tasks.general import LETTERS, SCORES, check_scorable, scorer
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
-ROLES = ({"human", "user"}, {"gpt", "assistant"})
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
 MARKER = "<image>"
+
+
+class Said(Row, rename={"who": "from"}):
+    """One turn."""
+
+    who: Literal["system", "human", "user", "gpt", "assistant"]
+    value: Text
+
+
+class Entry(Row):
+    """A conversation."""
+
+    id: Key
+    conversations: list[Said]
+    image: str | list[Text] | None = None
 
 
 class Conversations(Task):
     """A list of ``{id, image?, conversations}``; template field ``{question}``.
 
-    Every exchange is a row (ids ``id#0``, ``id#1``, ... where there are several). Pictures come ahead of the text.
+    A conversation is one sample: every answer of it is trained on, the last one is generated and scored. Pictures come
+    ahead of the first question's text, wherever their markers are. Of conversations with one id the later ones are
+    numbered (``id#1``, ``id#2``, ...).
 
     Args:
-        prompt: Template of the user's turn.
-        history: Put the earlier exchanges of a conversation, one turn a line, ahead of the question.
+        prompt: Template of each user turn.
         images: Folder, below the root, that image names are relative to.
-        score: How answers are scored: exact, lower, gqa, vqa, m4c, choice, caption or pope.
+        score: How the last answer is scored: exact, lower, gqa, vqa, m4c, choice, caption or pope.
         max_new_tokens: Longest answer that is generated.
     """
 
@@ -38,55 +62,60 @@ class Conversations(Task):
     ROOT/{image name}"""
 
     def __init__(
-        self,
-        prompt: str | None = None,
-        history: bool = True,
-        images: str = ".",
-        score: str = "lower",
-        max_new_tokens: int = 64,
+        self, prompt: str | None = None, images: str = ".", score: str = "lower", max_new_tokens: int = 64
     ) -> None:
         super().__init__(prompt)
         if score not in SCORES:
             raise ValueError(f"score is {score!r}; there are: {', '.join(SCORES)}")
-        self.history, self.images, self.score = history, images, score
+        self.images, self.score = images, score
         self.max_new_tokens = max_new_tokens
 
     def rows(self, root: Path, split: str) -> list[Sample]:
         if Path(root).is_dir():
             self.check_split(split, sorted(path.stem for path in Path(root).glob("*.json")))
         path = self.locate(root, f"{split}.json")
-        return collect(path, enumerate(read_list(path)), partial(self._row, path, Path(root) / self.images))
+        entries = enumerate(read_list(path, Entry))
+        samples = collect(path, entries, partial(self._row, path, Path(root) / self.images))
+        # LLaVA's own files give the conversations on a picture one id.
+        seen: Counter[str] = Counter()
+        for place, sample in enumerate(samples):
+            if count := seen[sample.id]:
+                samples[place] = replace(sample, id=f"{sample.id}#{count}")
+            seen[sample.id] += 1
+        return samples
 
-    def _row(self, path: Path, folder: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
-        named = entry.get("image") or []
-        names = [named] if isinstance(named, str) else list(named)
-        turns = entry["conversations"]
-        if not turns or len(turns) % 2:
-            raise ValueError(f"field 'conversations' has {len(turns)} turns, expected questions each with an answer")
-        markers = sum(turn["value"].count(MARKER) for turn in turns)
+    def _row(self, path: Path, folder: Path, row: str, entry: Entry) -> Iterable[Sample]:
+        names = [entry.image] if isinstance(entry.image, str) else entry.image or []
+        if not all(name.strip() for name in names):
+            raise ValueError("field 'image' is blank; leave it out where there is no picture")
+        said = [(ROLES[turn.who], turn.value) for turn in entry.conversations]
+        exchanges = said[1:] if said and said[0][0] == "system" else said
+        if not exchanges or [role for role, _ in exchanges] != ["user", "assistant"] * (len(exchanges) // 2):
+            raise ValueError(
+                f"field 'conversations' has turns from {[turn.who for turn in entry.conversations]}, expected human "
+                "and gpt in turn, the answer last (a system turn may come first)"
+            )
+        markers = sum(value.count(MARKER) for _, value in said)
         if markers not in (0, len(names)):
             raise ValueError(f"{markers} {MARKER} markers for {len(names)} images")
-        said: list[str] = []
-        for number, (ask, reply) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
-            if ask["from"] not in ROLES[0] or reply["from"] not in ROLES[1]:
-                raise ValueError(
-                    f"turns come from {ask['from']!r} and {reply['from']!r}, expected human and gpt in turn"
-                )
-            question = text({"value": ask["value"].replace(MARKER, "")}, "value")
-            answer = text(reply, "value")
-            # The format does not list the choices, so any letter is one.
-            choices = tuple(LETTERS) if self.score == "choice" else ()
-            check_scorable(self.score, [answer], choices)
-            yield Sample.single_turn(
-                id=str(entry["id"]) if len(turns) == 2 else f"{entry['id']}#{number}",
-                question="\n".join([*(said if self.history else ()), self.ask(question=question)]),
-                answer=answer,
-                images=tuple(folder / name for name in names),
-                references=(answer,),
-                choices=choices,
-                origin=f"{path}:{row}",
-            )
-            said += [question, answer]
+        turns = []
+        for role, value in said:
+            value = value.replace(MARKER, "").strip()
+            if not value:
+                raise ValueError(f"a turn of the {role} holds no text beside the {MARKER} marker")
+            turns.append(Turn(role, self.ask(question=value) if role == "user" else value))
+        answer = turns[-1].text
+        # The format does not list the choices, so any letter is one.
+        choices = tuple(LETTERS) if self.score == "choice" else ()
+        check_scorable(self.score, [answer], choices)
+        yield Sample(
+            id=str(entry.id),
+            turns=tuple(turns),
+            images=tuple(folder / name for name in names),
+            references=(answer,),
+            choices=choices,
+            origin=f"{path}:{row}",
+        )
 
     def metric(self) -> "AnswerMetric":
         return scorer(self.score)

@@ -13,6 +13,9 @@ ARCHIVES = Path(__file__).parent / "embedded"
 """``{set}.zip``, ``{set}_LICENSES.md`` and the checksums."""
 CHECKSUMS = "SHA256SUMS"
 """A line per archive, as ``sha256sum`` writes it."""
+NEEDED = {"conversations": ("vqav2",)}
+"""Sets whose pictures are another set's, found beside them."""
+REMEDY = "Install mllm_lit again, or restore the file from its repository."
 
 
 def cache_folder() -> Path:
@@ -34,8 +37,9 @@ def cache_folder() -> Path:
 def unpacked(name: str, archives: Path = ARCHIVES) -> Path:
     """The folder of a set in the cache, ``embedded/{checksum}/{set}``; what is missing in it is unpacked first.
 
-    Every file is moved to its place whole, so that any number of processes may do this at the same time, and each may
-    be killed at any moment: the next one fills in what is missing or of another size.
+    The checksum is that of the list of checksums. Every file is moved to its place whole, so that any number of
+    processes may do this at the same time, and each may be killed at any moment: the next one fills in what is missing
+    or of another size.
 
     Args:
         name: The set.
@@ -44,37 +48,46 @@ def unpacked(name: str, archives: Path = ARCHIVES) -> Path:
     Raises:
         DatasetError: The archive is missing or damaged, or the cache folder cannot be written.
     """
-    content, checksum = _verified(archives / f"{name}.zip")
-    place = cache_folder() / "embedded" / checksum[:16] / name
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        missing = [entry for entry in archive.infolist() if not _is_there(place / entry.filename, entry.file_size)]
-        if missing:
-            try:
-                _unpack(archive, missing, place)
-            except OSError as error:
-                raise DatasetError(
-                    f"{name}: the embedded data could not be unpacked into {place}: {error}. That folder must be "
-                    "writable, with some megabytes free; or set MLLM_LIT_CACHE to another folder."
-                ) from error
-    return place
+    sums = _read(archives / CHECKSUMS)
+    folder = cache_folder() / "embedded" / hashlib.sha256(sums).hexdigest()[:16]
+    for part in (*NEEDED.get(name, ()), name):
+        file = archives / f"{part}.zip"
+        with zipfile.ZipFile(io.BytesIO(_verified(file, sums.decode(errors="replace")))) as archive:
+            _fill(archive, folder / part)
+    return folder / name
 
 
-def _verified(file: Path) -> tuple[bytes, str]:
-    """An archive and its checksum, which is the one it was published with."""
-    remedy = "Install mllm_lit again, or restore the file from its repository."
+def _read(file: Path) -> bytes:
     try:
-        lines = (file.parent / CHECKSUMS).read_text(encoding="utf-8").splitlines()
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
-        raise DatasetError(f"{error.filename}: {error.strerror}; it is a part of this package. {remedy}") from error
-    expected = {name: checksum for checksum, _, name in (line.partition("  ") for line in lines)}.get(file.name)
+        raise DatasetError(f"{file}: {error.strerror}; it is a part of this package. {REMEDY}") from error
+
+
+def _verified(file: Path, sums: str) -> bytes:
+    """An archive, whose checksum is the one it was published with."""
+    content = _read(file)
     found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    expected = {name: checksum for checksum, _, name in (line.partition("  ") for line in sums.splitlines())}
+    if found != expected.get(file.name):
         raise DatasetError(
-            f"{file}: its SHA-256 is {found} ({len(content)} bytes); expected {expected}, as in {CHECKSUMS} beside it. "
-            f"{remedy}"
+            f"{file}: its SHA-256 is {found} ({len(content)} bytes); expected {expected.get(file.name)}, as in "
+            f"{CHECKSUMS} beside it. {REMEDY}"
         )
-    return content, found
+    return content
+
+
+def _fill(archive: zipfile.ZipFile, place: Path) -> None:
+    missing = [entry for entry in archive.infolist() if not _is_there(place / entry.filename, entry.file_size)]
+    if not missing:
+        return
+    try:
+        _unpack(archive, missing, place)
+    except OSError as error:
+        raise DatasetError(
+            f"{place.name}: the embedded data could not be unpacked into {place}: {error}. That folder must be "
+            "writable, with some megabytes free; or set MLLM_LIT_CACHE to another folder."
+        ) from error
 
 
 def _is_there(file: Path, size: int) -> bool:

@@ -1,25 +1,41 @@
-"""Reading the files of a release: faults are named by file and row, and all those of a file are reported at once."""
+"""Reading the files of a release: its rows are declared types, and all faulty rows of a file are named at once."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import msgspec
 
 from mllm_lit.tasks.base import DatasetError, Fault
 
 T = TypeVar("T")
+
+Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
+"""A text that is not blank."""
+Key = Annotated[str, msgspec.Meta(pattern=r"^\S(.*\S)?\Z", max_length=256)] | Annotated[int, msgspec.Meta(ge=0)]
+"""An id: a number, or a text on one line."""
+Index = Annotated[int, msgspec.Meta(ge=0)]
+"""A place in a list, or the number of a picture."""
+
+
+class Row(msgspec.Struct, gc=False):
+    """What a release says of one row; fields that are not declared are left out."""
 
 
 def read_text(path: Path) -> str:
     """A file's UTF-8 text.
 
     Raises:
-        DatasetError: It cannot be opened, or is not UTF-8 (the message gives the line).
+        DatasetError: It cannot be opened, is compressed, or is not UTF-8 (the message gives the line).
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    if data[:2] == b"\x1f\x8b":
+        raise DatasetError(f"{path} is compressed (gzip); unpack it: gunzip -S '' or zcat FILE > FILE.json")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -30,22 +46,47 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file.
+def read_json(path: Path, kind: type[T], text: str | None = None) -> T:
+    """A JSON file of a declared type.
+
+    Args:
+        path: The file.
+        kind: What it holds, for msgspec.
+        text: Its content, if that was read already.
+
+    Raises:
+        DatasetError: A syntax error, with its line and column, a key that an object has twice, or another type; the
+            message has the path of the value, what was expected there and what was found.
+    """
+    text = read_text(path) if text is None else text
+    content = parse(path, text)
+    try:
+        return convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise DatasetError(f"{path}: {reason(error)}; it is not the file expected here") from error
+
+
+def parse(path: Path, text: str) -> Any:
+    """JSON without a declared type; slower than msgspec's own parser, but it sees repeated keys and says where it is.
 
     Raises:
         DatasetError: A syntax error, with its line and column, or a key that an object has twice.
     """
     try:
-        return json.loads(read_text(path), object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}: line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from error
-    except RepeatedKey as error:
-        raise DatasetError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise DatasetError(
+            f"{path}: its lists and objects are nested too deeply; it is not the file expected"
+        ) from error
+    except ValueError as error:
+        told = "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
+        raise DatasetError(f"{path}: {told}") from error
 
 
-class RepeatedKey(ValueError):
-    """An object of a JSON file has a key twice, of which the parser would drop one."""
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"the value {name}, which JSON does not have")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -53,77 +94,138 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in content if keys.count(key) > 1)
-        raise RepeatedKey(f"an object has the key {repeated!r} more than once; ids must be unique")
+        raise ValueError(f"an object has the key {repeated!r} more than once; ids must be unique")
     return content
 
 
-def by_key(path: Path, rows: list[dict[str, Any]], key: str, name: str) -> dict[Any, dict[str, Any]]:
-    """Rows of a list under the value of one of their fields, which must differ.
+def reason(error: Exception) -> str:
+    """A fault of types in the order place, expected, found.
+
+    >>> reason(msgspec.ValidationError("Expected `int`, got `array` - at `$.rows[3].id`"))
+    '$.rows[3].id: expected int, got array'
+    """
+    told, _, place = str(error).partition(" - at `")
+    told = told.replace("`", "")
+    blank = re.search(r"matching regex '\\\\S'", told)
+    told = "expected text that is not blank" if blank else told[:1].lower() + told[1:]
+    return f"{place.rstrip('`')}: {told}" if place else told
+
+
+def read_list(path: Path, row: type[T], key: str | None = None) -> list[T]:
+    """The rows of a JSON file that holds a list, or an object with a list.
+
+    Args:
+        path: The file.
+        row: The declared type of a row.
+        key: Name of the list in the object; ``None`` for a file that is a list.
 
     Raises:
-        DatasetError: The field is missing, or two rows have the same value; all such rows are named.
+        DatasetError: The file is another one, or rows are faulty; all of them are named.
     """
-    found: dict[Any, dict[str, Any]] = {}
+    text = read_text(path)
+    whole: Any = list[row] if key is None else msgspec.defstruct("File", [(key, list[row])])  # type: ignore[valid-type]
+    try:
+        content = msgspec.json.decode(text, type=whole)
+        # msgspec keeps the last of two equal keys; then there are fewer than in the file.
+        if msgspec.json.encode(msgspec.json.decode(text)).count(b":") == text.count(":"):
+            return content if key is None else getattr(content, key)
+        content = parse(path, text)
+    except (msgspec.DecodeError, RecursionError):
+        content = parse(path, text)  # Once more, slowly, to say where.
+    if key is not None:
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DatasetError(f"{path} has no list {key!r} at its top level, so it is not the file expected here")
+        content = content[key]
+    if not isinstance(content, list):
+        raise DatasetError(f"{path} is no list of rows, so it is not the file expected here")
+    name = "{}" if key is None else f"{key}[{{}}]"
+    return [entry for _, entry in checked(path, ((name.format(i), entry) for i, entry in enumerate(content)), row)]
+
+
+def read_mapping(path: Path, row: type[T]) -> dict[str, T]:
+    """The rows of a JSON file that holds an object of rows by id; see :func:`read_list`."""
+    content = parse(path, read_text(path))
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} is no object of rows by id, so it is not the file expected here")
+    try:
+        return convert(content, dict[str, row])  # type: ignore[valid-type]
+    except msgspec.ValidationError:
+        return dict(checked(path, content.items(), row))
+
+
+def read_json_lines(path: Path, row: type[T]) -> list[tuple[str, T]]:
+    """Line number (from 1) and row of every line that is not blank; see :func:`read_list`."""
+    lines = [(str(i), line) for i, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+    parsed: list[tuple[str, Any]] = []
     faults: list[Fault] = []
-    for number, row in enumerate(rows):
-        if key not in row:
-            faults.append(Fault(str(path), f"{name}[{number}]", f"field {key!r} is missing"))
-        elif row[key] in found:
-            faults.append(Fault(str(path), f"{name}[{number}]", f"{key} {row[key]!r} appears a second time"))
-        else:
-            found[row[key]] = row
+    for number, line in lines:
+        try:
+            parsed.append((number, parse(path, line)))
+        except DatasetError as error:
+            faults.append(Fault(str(path), number, re.sub(r"^line 1, ", "", str(error).removeprefix(f"{path}: "))))
+    if faults:
+        raise DatasetError.of(faults)
+    return checked(path, parsed, row)
+
+
+def checked(path: Path, entries: Iterable[tuple[str, Any]], row: type[T]) -> list[tuple[str, T]]:
+    """Entries of a file as rows of a declared type.
+
+    Raises:
+        DatasetError: Some are not; each is named.
+    """
+    found: list[tuple[str, T]] = []
+    faults: list[Fault] = []
+    for name, entry in entries:
+        try:
+            found.append((name, convert(entry, row)))
+        except msgspec.ValidationError as error:
+            faults.append(Fault(str(path), name, reason(error)))
     if faults:
         raise DatasetError.of(faults)
     return found
 
 
-def read_list(path: Path) -> list[Any]:
-    """A JSON file that holds one list."""
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DatasetError(f"{path} is no list of rows, so it is not the file expected here")
-    return content
-
-
-def read_table(path: Path, *keys: str) -> list[list[dict[str, Any]]]:
-    """The named lists of objects in a JSON file that holds one object.
+def convert(content: Any, kind: Any) -> Any:
+    """A value as one of a declared type.
 
     Raises:
-        DatasetError: The file has no such list, or an entry is no object.
+        msgspec.ValidationError: It is of another.
     """
-    content = read_json(path)
-    tables = []
-    for key in keys:
-        table = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(table, list):
-            raise DatasetError(f"{path} has no list {key!r} at its top level, so it is not the file expected here")
-        faults = [
-            Fault(str(path), f"{key}[{i}]", "not an object") for i, row in enumerate(table) if not isinstance(row, dict)
-        ]
-        if faults:
-            raise DatasetError.of(faults)
-        tables.append(table)
-    return tables
+    try:
+        return msgspec.convert(content, kind)
+    except UnicodeEncodeError as error:
+        raise msgspec.ValidationError("Expected text, got half of a surrogate pair") from error
 
 
-def read_json_lines(path: Path) -> list[tuple[int, Any]]:
-    """Line number (from 1) and value of every line that is not blank.
+def column(entry: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """A cell of a table, of a declared type.
 
     Raises:
-        DatasetError: Lines are not JSON; all of them are named.
+        ValueError: It is of another type.
     """
-    values: list[tuple[int, Any]] = []
+    try:
+        return convert(entry[name], kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"column {name!r}: {reason(error)}") from error
+
+
+def by_key(path: Path, rows: Iterable[T], key: str, name: str) -> dict[Any, T]:
+    """Rows of a list under the value of one of their fields, which must differ.
+
+    Raises:
+        DatasetError: Two rows have the same value; all such rows are named.
+    """
+    found: dict[Any, T] = {}
     faults: list[Fault] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            values.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
-            faults.append(Fault(str(path), str(number), f"not valid JSON: {error.msg} at column {error.colno}"))
+    for number, row in enumerate(rows):
+        value = getattr(row, key)
+        if value in found:
+            faults.append(Fault(str(path), f"{name}[{number}]", f"{key} {value!r} appears a second time"))
+        found[value] = row
     if faults:
         raise DatasetError.of(faults)
-    return values
+    return found
 
 
 def collect(path: Path, entries: Iterable[tuple[object, Any]], read: Callable[[str, Any], Iterable[T]]) -> list[T]:
@@ -152,46 +254,12 @@ def collect(path: Path, entries: Iterable[tuple[object, Any]], read: Callable[[s
     return results
 
 
-def text(entry: Mapping[str, Any], key: str) -> str:
-    """A field that must hold some text, stripped of blanks around it.
-
-    Raises:
-        KeyError: The field is missing.
-        ValueError: It is no text, or blank.
-    """
-    value = entry[key]
-    if not isinstance(value, str):
-        raise ValueError(f"field {key!r} is {value!r}, expected text")
-    if not value.strip():
-        raise ValueError(f"field {key!r} is empty")
-    return value.strip()
-
-
-def texts(entry: Mapping[str, Any], key: str) -> list[str]:
-    """A field that must hold at least one text; each is kept as it is.
-
-    Raises:
-        KeyError: The field is missing.
-        ValueError: It is no list of texts, or an empty one.
-    """
-    value = entry[key]
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ValueError(f"field {key!r} is {value!r:.80}, expected a list of texts")
-    if not value:
-        raise ValueError(f"field {key!r} is an empty list")
-    return value
-
-
-def option(entry: Mapping[str, Any], choices: list[str], key: str = "answer") -> int:
+def option(index: int, choices: list[str], key: str = "answer") -> int:
     """The index of the right choice.
 
     Raises:
-        KeyError: The field is missing.
-        ValueError: It is no index, or beyond the choices.
+        ValueError: It is beyond the choices.
     """
-    index = entry[key]
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f"field {key!r} is {index!r}, expected the index of a choice")
     if not 0 <= index < len(choices):
         raise ValueError(f"field {key!r} is {index}, but there are {len(choices)} choices (from 0)")
     return index

@@ -3,15 +3,32 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import DatasetError, Task
-from mllm_lit.tasks.files import collect, read_json, text
+from mllm_lit.tasks.files import Row, Text, collect, read_mapping
 from mllm_lit.tasks.vqa import SHORT_ANSWER
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
+
+
+class Types(Row):
+    """What kind of question it is."""
+
+    structural: str = ""
+
+
+class Question(Row, rename={"image": "imageId"}):
+    """A question by its id."""
+
+    question: Text
+    answer: Text
+    image: Text
+    types: Types = msgspec.field(default_factory=Types)
 
 
 class GQA(Task):
@@ -39,17 +56,17 @@ class GQA(Task):
         shards = sorted(path.glob("*.json"), key=lambda p: (len(p.name), p.name)) if path.is_dir() else [path]
         if not shards:
             raise DatasetError(f"{self.name}: {path} holds no .json shard")
-        return [s for p in shards for s in collect(p, read_json(p).items(), partial(self._row, p, images))]
+        return [s for p in shards for s in collect(p, read_mapping(p, Question).items(), partial(self._row, p, images))]
 
-    def _row(self, path: Path, images: Path, key: str, entry: dict[str, Any]) -> Iterable[Sample]:
-        answer = text(entry, "answer")
+    def _row(self, path: Path, images: Path, key: str, entry: Question) -> Iterable[Sample]:
+        answer = entry.answer.strip()
         yield Sample.single_turn(
             id=key,
-            question=self.ask(question=text(entry, "question")),
+            question=self.ask(question=entry.question.strip()),
             answer=answer,
-            images=(images / f"{entry['imageId']}.jpg",),
+            images=(images / f"{entry.image}.jpg",),
             references=(answer,),
-            meta={"structural": (entry.get("types") or {}).get("structural", "")},
+            meta={"structural": entry.types.structural},
             origin=f"{path}:{key}",
         )
 

@@ -1,13 +1,13 @@
 """Any table of the Hugging Face hub, or local parquet files, with a mapping of columns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.data.sample import EncodedImage, ImageRef, Sample
 from mllm_lit.tasks.base import DatasetError, Task
-from mllm_lit.tasks.files import collect, option, text
+from mllm_lit.tasks.files import Key, Text, collect, column, option
 from mllm_lit.tasks.general import LETTERS, SCORES, check_scorable, scorer
 from mllm_lit.tasks.vqa import majority
 
@@ -68,15 +68,13 @@ class HuggingFace(Task):
 
     def rows(self, root: Path, split: str) -> list[Sample]:
         source, table = self._table(Path(root), split)
-        missing = [
-            column for column in self.columns.values() if column is not None and column not in table.column_names
-        ]
+        missing = [name for name in self.columns.values() if name is not None and name not in table.column_names]
         if missing:
             raise DatasetError(f"{source} has no column {missing}; there are: {', '.join(table.column_names)}")
         image = self.columns["image"]
         if image is not None:
             table = _undecoded(table, image)
-        return collect(Path(source), enumerate(table), partial(self._row, source, Path(root)))
+        return collect(Path(source), _entries(source, table), partial(self._row, source, Path(root)))
 
     def _table(self, root: Path, split: str) -> tuple[str, Any]:
         try:
@@ -93,25 +91,32 @@ class HuggingFace(Task):
         if not files:
             self.locate(root, f"{split}.parquet", f"data/{split}.parquet")
         self.check_split(split, dict.fromkeys(parts.values()))
-        chosen = [str(path) for path, name in parts.items() if name == split]
-        table = datasets.load_dataset("parquet", data_files={split: chosen}, split=split)
-        return chosen[0] if len(chosen) == 1 else str(root / f"{split}-*.parquet"), table
+        chosen = [path for path, name in parts.items() if name == split]
+        check_shards(chosen)
+        source = str(chosen[0] if len(chosen) == 1 else root / f"{split}-*.parquet")
+        try:
+            table = datasets.load_dataset("parquet", data_files={split: list(map(str, chosen))}, split=split)
+        except Exception as error:  # of a damaged page
+            cause = error.__cause__ or error
+            told = f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
+            raise DatasetError(f"{source}: its rows cannot be read: {told}; download it again") from error
+        return source, table
 
     def _row(self, source: str, root: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
         columns = self.columns
         asked: dict[str, str] = {}
         options: list[str] = []
         if columns["question"] is not None:
-            asked["question"] = text(entry, columns["question"])
+            asked["question"] = column(entry, columns["question"], Text).strip()
         if columns["choices"] is not None:
-            options = list(entry[columns["choices"]])
+            options = column(entry, columns["choices"], list[Text])
             asked["choices"] = ", ".join(f"{name}.{choice}" for name, choice in zip(LETTERS, options, strict=False))
         references = self._answers(entry, options)
         check_scorable(self.score, references, options)
         cell = entry[columns["image"]] if columns["image"] is not None else None
         cells = cell if isinstance(cell, list) else [] if cell is None else [cell]
         yield Sample.single_turn(
-            id=row if columns["id"] is None else str(entry[columns["id"]]),
+            id=row if columns["id"] is None else str(column(entry, columns["id"], Key)),
             question=self.ask(**asked),
             answer=majority(references),
             images=tuple(_image(item, root, f"{source}:{row}") for item in cells),
@@ -121,17 +126,58 @@ class HuggingFace(Task):
         )
 
     def _answers(self, entry: dict[str, Any], options: list[str]) -> list[str]:
-        column = self.columns["answer"] or ""
-        value = entry[column]
-        if options and isinstance(value, int):
-            return [LETTERS[option(entry, options, column)]]
-        answers = value if isinstance(value, list) else [value]
-        if not answers or not all(isinstance(answer, str) for answer in answers):
-            raise ValueError(f"column {column!r} holds {value!r:.80}, expected a text or a list of texts")
+        name = self.columns["answer"] or ""
+        if options and isinstance(entry[name], int):
+            return [LETTERS[option(column(entry, name, int), options, name)]]
+        value = column(entry, name, str | list[str])
+        answers: list[str] = value if isinstance(value, list) else [value]
+        if not answers:
+            raise ValueError(f"column {name!r} is an empty list")
         return answers
 
     def metric(self) -> "AnswerMetric":
         return scorer(self.score)
+
+
+def check_shards(paths: list[Path]) -> None:
+    """Refuse files that cannot be read as one table.
+
+    Raises:
+        DatasetError: A file is no parquet file, is cut short, or has columns of other types than the first.
+    """
+    import pyarrow.parquet as parquet
+
+    schemas = {}
+    for path in paths:
+        try:
+            schemas[path] = parquet.read_schema(path)
+        except Exception as error:  # pyarrow raises its own and Python's
+            start = path.open("rb").read(4)
+            raise DatasetError(
+                f"{path} is no complete parquet file (it begins with {start!r}): {str(error).splitlines()[0]}; "
+                "download it again"
+            ) from error
+    first = schemas[paths[0]]
+    for path, schema in schemas.items():
+        other = [name for name in {*first.names, *schema.names} if _type(first, name) != _type(schema, name)]
+        if other:
+            told = ", ".join(f"{name}: {_type(first, name)} and {_type(schema, name)}" for name in sorted(other)[:5])
+            raise DatasetError(f"{path} and {paths[0]} are no shards of one table, columns differ: {told}")
+
+
+def _type(schema: Any, name: str) -> str:
+    return str(schema.field(name).type) if name in schema.names else "absent"
+
+
+def _entries(source: str, table: Any) -> Iterator[tuple[int, Any]]:
+    row = 0
+    try:
+        for row, entry in enumerate(table):
+            yield row, entry
+    except Exception as error:  # whatever a decoder of damaged pages raises
+        raise DatasetError(
+            f"{source}: after row {row}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _undecoded(table: Any, column: str) -> Any:

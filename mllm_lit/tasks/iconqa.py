@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import DatasetError, Fault, Task
-from mllm_lit.tasks.files import collect, option, read_json, text, texts
+from mllm_lit.tasks.files import Index, Row, Text, collect, option, read_json
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
@@ -16,6 +18,23 @@ PROMPTS = {
     "choose_txt": "{question} Choices: {choices}. Choose an option from the choices to answer the question.",
     "fill_in_blank": "{question} Fill in the blanks in () or answer this question.",
 }
+
+
+class Choose(Row):
+    """A question with options; the answer is one's index or its text."""
+
+    question: Text
+    choices: Annotated[list[str], Meta(min_length=1)]
+    answer: Index | Text
+    grade: str = ""
+
+
+class Fill(Row):
+    """A question with a blank."""
+
+    question: Text
+    answer: Text | int | float
+    grade: str = ""
 
 
 class IconQA(Task):
@@ -49,28 +68,27 @@ class IconQA(Task):
         base = f"{split}/{self.sub_task}"
         folder = self.locate(root, f"iconqa_data/iconqa/{base}", f"iconqa/{base}", base)
         ids = sorted((path.name for path in folder.iterdir() if path.is_dir()), key=lambda name: (len(name), name))
+        kind: type[Choose | Fill] = Choose if self.sub_task == "choose_txt" else Fill
         samples: list[Sample] = []
         faults: list[Fault] = []
         for pid in ids:
             path = folder / pid / "data.json"
             try:
-                samples += collect(path, [(pid, read_json(path))], partial(self._row, path))
+                samples += collect(path, [(pid, read_json(path, kind))], partial(self._row, path))
             except DatasetError as error:
                 faults += error.faults or [Fault(str(path), "", str(error))]
         if faults:
             raise DatasetError.of(faults)
         return samples
 
-    def _row(self, path: Path, pid: str, data: dict[str, Any]) -> Iterable[Sample]:
-        question = text(data, "question")
-        if self.sub_task == "choose_txt":
-            choices = texts(data, "choices")
-            answer = choices[_chosen(data, choices)]
+    def _row(self, path: Path, pid: str, data: Choose | Fill) -> Iterable[Sample]:
+        question = data.question.strip()
+        if isinstance(data, Choose):
+            choices = data.choices
+            answer = choices[_chosen(data.answer, choices)]
             asked = self.ask(question=question, choices=", ".join(choices))
         else:
-            choices, answer = [], str(data["answer"]).strip()
-            if not answer:
-                raise ValueError("field 'answer' is empty")
+            choices, answer = [], str(data.answer).strip()
             asked = self.ask(question=question)
         yield Sample.single_turn(
             id=pid,
@@ -79,7 +97,7 @@ class IconQA(Task):
             images=(path.parent / "image.png",),
             references=(answer,),
             choices=tuple(choices),
-            meta={"grade": str(data.get("grade", ""))},
+            meta={"grade": data.grade},
             origin=str(path),
         )
 
@@ -89,11 +107,10 @@ class IconQA(Task):
         return ExactMatch("lower" if self.sub_task == "choose_txt" else "exact")
 
 
-def _chosen(data: dict[str, Any], choices: list[str]) -> int:
+def _chosen(answer: int | str, choices: list[str]) -> int:
     """The right option's index; releases give it as such or as the option's text."""
-    answer = data["answer"]
     if not isinstance(answer, str):
-        return option(data, choices)
+        return option(answer, choices)
     folded = [choice.strip().lower() for choice in choices]
     if answer.strip().lower() not in folded:
         raise ValueError(f"field 'answer' is {answer!r}, which is none of the choices {choices}")

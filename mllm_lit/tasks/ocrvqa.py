@@ -3,17 +3,28 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
 
 from mllm_lit.data.sample import Sample
-from mllm_lit.tasks.base import DatasetError, Task
-from mllm_lit.tasks.files import collect, read_json, text, texts
+from mllm_lit.tasks.base import Task
+from mllm_lit.tasks.files import Row, Text, collect, read_mapping
 from mllm_lit.tasks.vqa import SHORT_ANSWER
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
+
+
+class Book(Row, rename={"url": "imageURL"}):
+    """A cover with its questions."""
+
+    url: Text
+    questions: Annotated[list[Text], Meta(min_length=1)]
+    answers: list[Text]
+    split: Literal[1, 2, 3]
 
 
 class OCRVQA(Task):
@@ -30,19 +41,17 @@ class OCRVQA(Task):
         self.check_split(split, SPLITS)
         path = self.locate(root, "dataset.json")
         images = self.locate(root, "images")
-        books = read_json(path)
-        if not isinstance(books, dict):
-            raise DatasetError(f"{path} is no object of books by id, so it is not the file expected here")
+        books = read_mapping(path, Book)
         return collect(path, books.items(), partial(self._row, path, images, SPLITS[split]))
 
-    def _row(self, path: Path, images: Path, split: int, key: str, book: dict[str, Any]) -> Iterable[Sample]:
-        if book["split"] != split:
+    def _row(self, path: Path, images: Path, split: int, key: str, book: Book) -> Iterable[Sample]:
+        if book.split != split:
             return
-        questions, answers = texts(book, "questions"), texts(book, "answers")
+        questions, answers = book.questions, book.answers
         if len(questions) != len(answers):
             raise ValueError(f"{len(questions)} questions, but {len(answers)} answers")
         # The download script keeps the extension of the cover's address.
-        image = images / f"{key}{Path(text(book, 'imageURL')).suffix}"
+        image = images / f"{key}{Path(book.url.strip()).suffix}"
         for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
             yield Sample.single_turn(
                 id=f"{key}#{number}",

@@ -3,15 +3,24 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, read_json_lines, text
+from mllm_lit.tasks.files import Key, Row, Text, collect, read_json_lines
 from mllm_lit.tasks.vqa import SHORT_ANSWER
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
+
+
+class Line(Row):
+    """A question, one a line."""
+
+    question_id: Key
+    image: Text
+    text: Text
+    label: Text
 
 
 class POPE(Task):
@@ -31,17 +40,17 @@ class POPE(Task):
         name = f"coco_pope_{split}.json"
         path = self.locate(root, name, f"output/coco/{name}", f"coco/{name}")
         images = self.locate(root, "val2014", "images/val2014")
-        return collect(path, read_json_lines(path), partial(self._row, path, images))
+        return collect(path, read_json_lines(path, Line), partial(self._row, path, images))
 
-    def _row(self, path: Path, images: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
-        label = text(entry, "label").lower()
+    def _row(self, path: Path, images: Path, row: str, entry: Line) -> Iterable[Sample]:
+        label = entry.label.strip().lower()
         if label not in ("yes", "no"):
             raise ValueError(f"field 'label' is {label!r}, expected yes or no")
         yield Sample.single_turn(
-            id=str(entry["question_id"]),
-            question=self.ask(question=text(entry, "text")),
+            id=str(entry.question_id),
+            question=self.ask(question=entry.text.strip()),
             answer=label,
-            images=(images / text(entry, "image"),),
+            images=(images / entry.image.strip(),),
             references=(label,),
             origin=f"{path}:{row}",
         )

@@ -3,17 +3,34 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, option, read_json, text, texts
+from mllm_lit.tasks.files import Index, Row, Text, collect, option, read_json, read_mapping
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+
+
+class Problem(Row):
+    """A question by its id."""
+
+    question: Text
+    choices: Annotated[list[str], Meta(min_length=1)]
+    answer: Index
+    image: Text | None
+    split: Literal["train", "val", "test"]
+    subject: Text
+    grade: str
+    hint: str | None = ""
+    lecture: str | None = ""
+    topic: str = ""
 
 
 class ScienceQA(Task):
@@ -42,42 +59,43 @@ class ScienceQA(Task):
 
     def rows(self, root: Path, split: str) -> list[Sample]:
         path = self.locate(root, "problems.json")
-        splits = read_json(self.locate(root, "pid_splits.json"))
-        self.check_split(split, splits)
-        problems = read_json(path)
+        listed = self.locate(root, "pid_splits.json")
+        splits = read_json(listed, dict[str, list[str]])
+        self.check_split(split, splits, listed)
+        problems = read_mapping(path, Problem)
         entries = ((pid, problems.get(pid)) for pid in splits[split])
         return collect(path, entries, partial(self._row, path))
 
-    def _row(self, path: Path, pid: str, problem: dict[str, Any] | None) -> Iterable[Sample]:
+    def _row(self, path: Path, pid: str, problem: Problem | None) -> Iterable[Sample]:
         if problem is None:
             raise ValueError("listed in pid_splits.json, but not a problem of this file")
-        choices = texts(problem, "choices")
+        choices = problem.choices
         if len(choices) > len(LETTERS):
             raise ValueError(f"{len(choices)} choices, but only {len(LETTERS)} letters to name them")
-        image = problem["image"]
+        image = problem.image
         if image is None and self.image_only:
             return
-        letter = LETTERS[option(problem, choices)]
-        hint = problem.get("hint") or ""
+        letter = LETTERS[option(problem.answer, choices)]
+        hint = problem.hint or ""
         question = self.ask(
-            question=text(problem, "question"),
+            question=problem.question.strip(),
             choices=", ".join(f"{name}.{choice}" for name, choice in zip(LETTERS, choices, strict=False)),
             hint=hint,
-            lecture=problem.get("lecture") or "",
+            lecture=problem.lecture or "",
         )
         given = [label for label, there in (("TXT", hint), ("IMG", image)) if there] or ["NO"]
         yield Sample.single_turn(
             id=pid,
             question=f"{hint}\n{question}" if self.context and hint else question,
             answer=letter,
-            images=() if image is None else (path.parent / "images" / problem["split"] / pid / image,),
+            images=() if image is None else (path.parent / "images" / problem.split / pid / image,),
             references=(letter,),
             choices=tuple(choices),
             meta={
-                "subject": SUBJECTS.get(problem["subject"], problem["subject"]),
+                "subject": SUBJECTS.get(problem.subject, problem.subject),
                 "given": "|".join(given),
-                "grades": _grades(problem["grade"]),
-                "topic": problem.get("topic", ""),
+                "grades": _grades(problem.grade),
+                "topic": problem.topic,
             },
             origin=f"{path}:{pid}",
         )

@@ -3,17 +3,33 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, read_table, text, texts
+from mllm_lit.tasks.files import Key, Row, Text, by_key, collect, read_list
 from mllm_lit.tasks.vqa import SHORT_ANSWER, majority
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
 WITH_OCR = "{question} Reference OCR token: {ocr} Answer the question using a single word or phrase."
+
+
+class Entry(Row):
+    """A question on a picture."""
+
+    question_id: Key
+    question: Text
+    image_id: Text
+    answers: list[str]
+
+
+class Page(Row):
+    """What was read in a picture."""
+
+    image_id: Text
+    ocr_tokens: list[str]
 
 
 class TextVQA(Task):
@@ -46,27 +62,24 @@ class TextVQA(Task):
         self.check_split(split, ("train", "val"))
         path = self.locate(root, f"TextVQA_0.5.1_{split}.json")
         images = self.locate(root, "train_images", "train_val_images/train_images")
-        [entries] = read_table(path, "data")
-        tokens: dict[str, list[str]] | None = None
+        entries = read_list(path, Entry, "data")
+        pages: dict[str, Page] | None = None
         if self.ocr:
             read = self.locate(root, f"TextVQA_Rosetta_OCR_v0.2_{split}.json")
-            [pages] = read_table(read, "data")
-            tokens = dict(collect(read, enumerate(pages), lambda _, page: [(page["image_id"], page["ocr_tokens"])]))
-        return collect(path, enumerate(entries), partial(self._row, path, images, tokens))
+            pages = by_key(read, read_list(read, Page, "data"), "image_id", "data")
+        return collect(path, enumerate(entries), partial(self._row, path, images, pages))
 
-    def _row(
-        self, path: Path, images: Path, tokens: dict[str, list[str]] | None, row: str, entry: dict[str, Any]
-    ) -> Iterable[Sample]:
-        image, answers = text(entry, "image_id"), texts(entry, "answers")
+    def _row(self, path: Path, images: Path, pages: dict[str, Page] | None, row: str, entry: Entry) -> Iterable[Sample]:
+        image, answers = entry.image_id.strip(), entry.answers
         if len(answers) != 10:
             raise ValueError(f"{len(answers)} answers; the metric is defined for 10 annotators")
-        asked = {"question": text(entry, "question")}
-        if tokens is not None:
-            if image not in tokens:
+        asked = {"question": entry.question.strip()}
+        if pages is not None:
+            if image not in pages:
                 raise ValueError(f"image {image} is not among those with OCR tokens")
-            asked["ocr"] = ", ".join(tokens[image])
+            asked["ocr"] = ", ".join(pages[image].ocr_tokens)
         yield Sample.single_turn(
-            id=str(entry["question_id"]),
+            id=str(entry.question_id),
             question=self.ask(**asked),
             answer=majority(answers),
             images=(images / f"{image}.jpg",),

@@ -3,15 +3,26 @@
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.tasks.base import Task
-from mllm_lit.tasks.files import collect, read_list, text
-from mllm_lit.tasks.vqa import annotator_answers, majority
+from mllm_lit.tasks.files import Row, Text, collect, read_list
+from mllm_lit.tasks.vqa import Answer, majority
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
+
+
+class Entry(Row):
+    """A picture with its question."""
+
+    image: Text
+    question: Text
+    answers: Annotated[list[Answer], Meta(min_length=1)]
+    answer_type: str = ""
 
 
 class VizWiz(Task):
@@ -35,18 +46,18 @@ class VizWiz(Task):
         self.check_split(split, ("train", "val"))
         path = self.locate(root, f"Annotations/{split}.json", f"annotations/{split}.json", f"{split}.json")
         images = self.locate(root, split, f"images/{split}")
-        return collect(path, enumerate(read_list(path)), partial(self._row, path, images))
+        return collect(path, enumerate(read_list(path, Entry)), partial(self._row, path, images))
 
-    def _row(self, path: Path, images: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
-        answers = annotator_answers(entry)
-        image = text(entry, "image")
+    def _row(self, path: Path, images: Path, row: str, entry: Entry) -> Iterable[Sample]:
+        answers = [answer.answer for answer in entry.answers]
+        image = entry.image.strip()
         yield Sample.single_turn(
             id=Path(image).stem,
-            question=self.ask(question=text(entry, "question")),
+            question=self.ask(question=entry.question.strip()),
             answer=majority(answers),
             images=(images / image,),
             references=tuple(answers),
-            meta={"answer_type": entry.get("answer_type", "")},
+            meta={"answer_type": entry.answer_type},
             origin=f"{path}:{row}",
         )
 

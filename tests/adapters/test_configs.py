@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser
 
 from mllm_lit.adapters import ADAPTERS, Adapter, LoRA
 from tests.adapters.test_contract import backbone
-from tests.backbones.zoo import build
 from tests.conftest import REPOSITORY
+from tests.processors.beds import build
 
 FOLDER = REPOSITORY / "configs" / "adapters"
 # What makes the study's sizes fit a model of width 32.

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mllm_lit.adapters import IA3, Adapter, AdapterError, Bottleneck, Full, LoRA, Peft, Prefix, Prompt
-from mllm_lit.backbones import LoadedBackbone, find_layout
-from mllm_lit.backbones.identity import identity_of
+from mllm_lit.backbones import LoadedBackbone
 from mllm_lit.backbones.load import checkpoint_activations
-from tests.backbones.zoo import Animal, build, picture
+from tests.processors.beds import Bed, build, picture
+from tests.processors.beds import loaded as loaded_bed
 
 CASES: dict[str, Callable[[], Adapter]] = {
     "lora": lambda: LoRA(rank=4, alpha=8),
@@ -54,14 +54,14 @@ CHANGES_AT_ATTACH = {"bottleneck normal", "prefix", "prefix projected", "prompt"
 VIRTUAL = ("prefix", "prefix projected", "prompt")  # refused where positions are counted in time and space
 
 
-def backbone(animal: Animal) -> LoadedBackbone:
-    """The animal as an adapter takes it."""
-    return LoadedBackbone(animal.model, None, find_layout(animal.model), identity_of(animal.model), "zoo")  # type: ignore[arg-type]
+def backbone(made: Bed) -> LoadedBackbone:
+    """As an adapter takes it."""
+    return loaded_bed(made)
 
 
-def inputs(animal: Animal) -> dict[str, Tensor]:
+def inputs(made: Bed) -> dict[str, Tensor]:
     """Two rows with a picture each."""
-    return animal.inputs(TEXTS, [picture((255, 0, 0)), picture((0, 0, 255))])
+    return made.inputs(TEXTS, [picture((255, 0, 0)), picture((0, 0, 255))])
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -91,11 +91,11 @@ def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(("case", "family"), TABLE)
 def test_contract(case: str, family: str, tmp_path: Path) -> None:
-    animal = build(family)
-    batch = inputs(animal)
-    loaded = backbone(animal)
-    before = logits(animal.model, batch)
-    theta0 = {name: parameter.detach().clone() for name, parameter in animal.model.named_parameters()}
+    made = build(family)
+    batch = inputs(made)
+    loaded = backbone(made)
+    before = logits(made.model, batch)
+    theta0 = {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
     torch.manual_seed(0)
     adapter = CASES[case]()
     model = adapter.attach(loaded)
@@ -127,7 +127,7 @@ def test_contract(case: str, family: str, tmp_path: Path) -> None:
     again.eval()
     assert (logits(again, batch) - after).abs().max() < tolerance, "reloaded"
 
-    prompts = animal.inputs(["USER: <image> what? ASSISTANT:"], [picture((255, 0, 0))])
+    prompts = made.inputs(["USER: <image> what? ASSISTANT:"], [picture((255, 0, 0))])
     options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
     produced = model.generate(**prompts, **options)[:, -3:]  # type: ignore[operator]
     assert torch.equal(produced, again.generate(**prompts, **options)[:, -3:])  # type: ignore[operator]
@@ -147,14 +147,14 @@ def _unreachable(names: dict[str, nn.Parameter], family: str) -> set[str]:
 def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
     gradients = []
     for recompute in (False, True):
-        animal = build("llava")
-        loaded = backbone(animal)
+        made = build("llava")
+        loaded = backbone(made)
         if recompute:
-            checkpoint_activations(animal.model, loaded.layout, "both")
+            checkpoint_activations(made.model, loaded.layout, "both")
         torch.manual_seed(0)
         model = CASES[case]().attach(loaded)
         torch.manual_seed(1)
-        loss(model, inputs(animal)).backward()
+        loss(model, inputs(made)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert gradients[0]
@@ -164,8 +164,8 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
 
 @pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt"])
 def test_resume_equals_uninterrupted(case: str) -> None:
-    animal = build("llava")
-    batch = inputs(animal)
+    made = build("llava")
+    batch = inputs(made)
     states = []
     for interrupted in (False, True):
         torch.manual_seed(0)
@@ -191,10 +191,10 @@ def test_resume_equals_uninterrupted(case: str) -> None:
 
 @pytest.mark.parametrize("case", CORE)
 def test_a_bf16_backbone_trains_under_autocast(case: str) -> None:
-    animal = build("llava")
-    batch = inputs(animal)
-    animal.model.to(torch.bfloat16)
-    loaded = backbone(animal)
+    made = build("llava")
+    batch = inputs(made)
+    made.model.to(torch.bfloat16)
+    loaded = backbone(made)
     adapter = CASES[case]()
     model = adapter.attach(loaded)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -221,10 +221,10 @@ def test_virtual_tokens_are_refused_where_positions_are_counted(case: str) -> No
 
 @pytest.mark.parametrize("adapter", [LoRA(rank=2, blocks=1, connector="frozen"), Full(blocks=1, connector="frozen")])
 def test_what_lies_below_the_first_trained_block_is_not_run_backwards(adapter: Adapter) -> None:
-    animal = build("llava")
-    batch = inputs(animal)
-    loaded = backbone(animal)
-    checkpoint_activations(animal.model, loaded.layout, "both")
+    made = build("llava")
+    batch = inputs(made)
+    loaded = backbone(made)
+    checkpoint_activations(made.model, loaded.layout, "both")
     model = adapter.attach(loaded)
     seen: dict[str, bool] = {}
     for name in (
@@ -232,7 +232,7 @@ def test_what_lies_below_the_first_trained_block_is_not_run_backwards(adapter: A
         "model.language_model.layers.0",
         "model.language_model.layers.1",
     ):
-        animal.model.get_submodule(name).register_forward_hook(
+        made.model.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.update({name: output.requires_grad})
         )
     loss(model, batch).backward()
@@ -259,9 +259,9 @@ def test_disabled_needs_the_values_of_what_full_tuning_moved() -> None:
 
 
 def test_a_frozen_base_keeps_its_dtype_and_what_trains_is_fp32() -> None:
-    animal = build("llava")
-    animal.model.to(torch.bfloat16)
-    loaded = backbone(animal)
+    made = build("llava")
+    made.model.to(torch.bfloat16)
+    loaded = backbone(made)
     model = LoRA(rank=4).attach(loaded)
     dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}

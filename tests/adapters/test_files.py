@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 from mllm_lit.adapters import IA3, Adapter, AdapterError, Full, LoRA, Prefix
 from tests.adapters.test_contract import backbone, inputs, learn, logits
-from tests.backbones.zoo import build
+from tests.processors.beds import build
 
 
 def trained(adapter: Adapter, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Train a little, save, and return the logits and the batch they are of."""
-    animal = build("llava")
-    batch = inputs(animal)
-    loaded = backbone(animal)
+    made = build("llava")
+    batch = inputs(made)
+    loaded = backbone(made)
     model = adapter.attach(loaded)
     model.eval()
     learn(adapter, model, loaded, batch)
@@ -38,6 +38,7 @@ def test_peft_alone_reads_lora_and_the_connector(tmp_path: Path, init: bool | st
     torch.testing.assert_close(logits(merged, batch), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_process_without_this_package_gives_the_same_logits(tmp_path: Path) -> None:
     """Strictly so: bit for bit, for the three methods of the study that are peft's own."""
     build("llava").model.save_pretrained(tmp_path / "backbone")

@@ -4,7 +4,7 @@ import torch
 
 from mllm_lit.adapters import Full, LoRA
 from tests.adapters.test_contract import backbone
-from tests.backbones.zoo import build
+from tests.processors.beds import build
 
 
 def groups(adapter: LoRA | Full) -> dict[str, dict[str, object]]:

@@ -9,7 +9,9 @@ import torch.multiprocessing as mp
 
 from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from tests.adapters.test_contract import backbone, inputs, learn, logits
-from tests.backbones.zoo import build
+from tests.processors.beds import build
+
+pytestmark = pytest.mark.slow
 
 CASES = {
     "lora": lambda: LoRA(rank=4, dropout=0.0),
@@ -21,9 +23,9 @@ RANKS = 2
 
 def train(case: str, folder: Path, sharded: bool, is_main: bool = True) -> None:
     """A few steps, the same on every rank, and a saved adapter."""
-    animal = build("llava")
-    batch = inputs(animal)
-    loaded = backbone(animal)
+    made = build("llava")
+    batch = inputs(made)
+    loaded = backbone(made)
     torch.manual_seed(0)
     adapter = CASES[case]()
     model = adapter.attach(loaded)
@@ -31,7 +33,7 @@ def train(case: str, folder: Path, sharded: bool, is_main: bool = True) -> None:
     if sharded:
         from torch.distributed.fsdp import fully_shard
 
-        for block in animal.model.get_submodule(loaded.layout.blocks):
+        for block in made.model.get_submodule(loaded.layout.blocks):
             fully_shard(block)
         fully_shard(model)
         assert all(type(p).__name__ == "DTensor" for p in model.parameters())

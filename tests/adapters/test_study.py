@@ -12,6 +12,8 @@ import pytest
 from mllm_lit.cli import MLLMCLI
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 class Parse(MLLMCLI):
     """The command line up to where anything is built."""

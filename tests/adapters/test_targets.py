@@ -11,7 +11,8 @@ from mllm_lit.adapters import IA3, AdapterError, Bottleneck, Full, LoRA, Peft, P
 from mllm_lit.adapters.targets import block_linears, chosen_blocks, pattern
 from mllm_lit.backbones import find_layout
 from tests.adapters.test_contract import backbone
-from tests.backbones.zoo import ZOO, build
+from tests.processors.beds import BEDS, build
+from tests.processors.others import OTHERS
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj"}
@@ -20,9 +21,9 @@ OWN_ATTENTION = {"qwen3_5": ATTENTION | {"in_proj_qkv", "in_proj_z", "in_proj_a"
 OWN_MLP = {"glm4v": {"gate_up_proj", "down_proj"}}
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", [*BEDS, *OTHERS])
 def test_where_means_the_same_on_every_layout(family: str) -> None:
-    model = build(family).model
+    model = OTHERS[family]() if family in OTHERS else build(family).model
     layout = find_layout(model)
     attention, mlp = OWN_ATTENTION.get(family, ATTENTION), OWN_MLP.get(family, MLP)
     for where, expected in (("attention", attention), ("mlp", mlp), ("both", attention | mlp)):

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import constants
 
 from mllm_lit.backbones import Backbone, BackboneError
 from mllm_lit.backbones.aspect import AspectError, with_aspect
 from mllm_lit.backbones.load import checkpoint_activations, resolve_dtype
 from mllm_lit.backbones.quantize import QuantizationError
-from tests.backbones.zoo import build, picture
+from tests.conftest import REPOSITORY
+from tests.processors.beds import build, picture
 from tests.tiny import save_tiny, tiny_backbone
 
 
@@ -88,6 +90,55 @@ def test_checkpointing_recomputes_in_training_only() -> None:
         model.train(training)
         model(input_ids=ids).logits.sum().backward()
         assert len(calls) == expected
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a tiny PaliGemma 2 with the processor of its family."""
+    from transformers import PaliGemmaProcessor
+
+    made, folder = build("paligemma2"), tmp_path_factory.mktemp("paligemma")
+    made.model.save_pretrained(folder)
+    parts = made.processor.image_processor, made.processor.tokenizer
+    PaliGemmaProcessor(*parts).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "made_up"])
+def test_attention_that_cannot_run_is_named_with_one_that_can(paligemma: Path, attention: str) -> None:
+    """PaliGemma 2 has no sdpa, this installation no flash attention, and nobody the third."""
+    with pytest.raises(BackboneError) as error:
+        Backbone(str(paligemma), attn_implementation=attention).load()
+    for word in ("'paligemma' model", f"attn_implementation: {attention}", "attn_implementation to eager"):
+        assert word in str(error.value)
+
+
+def test_a_config_sets_the_attention_that_its_architecture_has(paligemma: Path) -> None:
+    file = REPOSITORY / "configs" / "backbones" / "paligemma2_3b.yaml"
+    settings = yaml.safe_load(file.read_text())["init_args"]
+    loaded = Backbone(**{**settings, "path": str(paligemma)}).load()
+    assert loaded.model.config._attn_implementation == "eager"
+    assert type(loaded.processor).__name__ == "PaliGemmaProcessor"
+
+
+def test_attention_is_not_blamed_for_other_faults(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    with pytest.raises(BackboneError, match="'llava' model.*attn_implementation to sdpa"):
+        Backbone(str(tiny_folder), attn_implementation="made_up").load()
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("another fault")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", broken)
+    with pytest.raises(ValueError, match="another fault"):
+        Backbone(str(tiny_folder)).load()
+
+
+def test_a_folder_has_no_revisions(tiny_folder: Path) -> None:
+    for path in (str(tiny_folder), "embedded"):
+        with pytest.raises(BackboneError, match="'v2' is of a hub id"):
+            Backbone(path, revision="v2").load()
 
 
 def test_a_missing_folder_is_named_without_asking_the_hub(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.tiny import tiny_config, tiny_processor
 
+pytestmark = pytest.mark.slow
+
 # Peak anonymous memory: pages that map the checkpoint's file belong to the file and are given up under pressure.
 MEASURE = """
 import sys, threading

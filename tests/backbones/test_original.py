@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mllm_lit.backbones import Backbone, BackboneError, OriginalBackbone
 from tests.backbones.parts import SHAPE, save_llm, save_vision
-from tests.backbones.zoo import picture
+from tests.processors.beds import picture
 
 TEXT = "USER: <image>\nwhat? ASSISTANT:"
 

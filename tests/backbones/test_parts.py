@@ -11,7 +11,7 @@ from mllm_lit.backbones import Backbone, BackboneError, ComposedBackbone, Loaded
 from mllm_lit.backbones.connectors import CONNECTORS
 from mllm_lit.backbones.parts import chat_template
 from tests.backbones.parts import save_llm, save_vision
-from tests.backbones.zoo import picture
+from tests.processors.beds import picture
 
 ASK = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
 

@@ -3,7 +3,7 @@
 from mllm_lit.adapters import LoRA
 from mllm_lit.backbones.report import parameter_report
 from tests.adapters.test_contract import backbone
-from tests.backbones.zoo import build
+from tests.processors.beds import build
 
 
 def test_every_role_has_a_row_and_the_last_one_is_their_sum() -> None:

@@ -1,5 +1,11 @@
 """Features of a frozen vision encoder: the same numbers with the cache, each picture encoded once, within the limit."""
 
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,21 +16,21 @@ import torch
 
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
-from mllm_lit.backbones.vision_cache import VisionCacheError
+from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
 from mllm_lit.callbacks.backbone import BackboneCallback, pictures_change
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule
-from tests.backbones.test_zoo import ASK, BLUE, RED, loaded
-from tests.backbones.zoo import ZOO, build
+from tests.processors.beds import BEDS, build, loaded
+from tests.processors.test_models import ASK, BLUE, RED
 from tests.test_module import data, trainer
 from tests.toy import Toy
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
-    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "paligemma", "gemma3"),
-    *("idefics2", "aya_vision", "cohere2_vision", "deepseek_vl"),
+    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "idefics3_untiled", "smolvlm", "smolvlm2"),
+    *("internvl3", "internvl3_untiled", "paligemma2", "gemma3"),
 }
 
 
@@ -147,24 +153,63 @@ def test_augmentation_switches_it_off(tiny_folder: Path, tmp_path: Path) -> None
     assert cache.bytes == 0
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", BEDS)
 def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
-    animal = build(name)
-    batches = [animal.inputs([f"{ASK} {ASK}"], pictures) for pictures in ([RED, BLUE], [BLUE, RED], [RED, RED])]
+    made = build(name)
+    batches = [made.inputs([f"{ASK} {ASK}"], pictures) for pictures in ([RED, BLUE], [BLUE, RED], [RED, RED])]
     with torch.no_grad():
-        expected = [animal.model(**batch).logits for batch in batches]
+        expected = [made.model(**batch).logits for batch in batches]
     cache = VisionCache()
     if name not in CACHEABLE:
         with pytest.raises(VisionCacheError, match="inside the vision module|told apart"):
-            _ = cache.attach(loaded(animal), set()) and animal.model(**batches[0])
+            _ = cache.attach(loaded(made), set()) and made.model(**batches[0])
         return
-    assert cache.attach(loaded(animal), set())
+    assert cache.attach(loaded(made), set())
     for grad in (torch.inference_mode, torch.enable_grad):
         with grad():
             for batch, logits in zip(batches, expected, strict=True):
-                torch.testing.assert_close(animal.model(**batch).logits, logits, rtol=0, atol=0)
+                torch.testing.assert_close(made.model(**batch).logits, logits, rtol=0, atol=0)
     tiles = cache.encoded
     assert cache.looked_up >= 3 * tiles
     cache.detach("Done.")
-    assert torch.equal(animal.model(**batches[0]).logits, expected[0])
+    assert torch.equal(made.model(**batches[0]).logits, expected[0])
     assert cache.encoded == tiles
+
+
+FILL = """
+import sys, torch
+from pathlib import Path
+from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+file, kept = FeatureFile(Path(sys.argv[1]) / "full", 10**9), []
+try:
+    while True:
+        kept.append(file.append(len(kept).to_bytes(4, "big"), [torch.ones(1 << 16)], (0, None)))
+except VisionCacheError as error:
+    again = [view.sum().item() for row in kept for view in row]
+    assert again == [float(1 << 16)] * len(kept), "what was kept stays readable"
+    sys.exit(f"{len(kept)} rows, then {error}")
+"""
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = f"mount -t tmpfs -o size=2m none {disk}"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, mounted], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    fill = f'{mounted}; exec "{sys.executable}" -c "$0" {disk}'
+    done = subprocess.run([*alone, fill, FILL], capture_output=True, text=True)
+    assert done.returncode == 1, f"{done.returncode}: {done.stderr}"
+    assert re.search(r"^[67] rows, then vision_cache: .*full.bin cannot grow .*No space left", done.stderr), done.stderr
+
+
+def test_what_the_disk_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    file = FeatureFile(tmp_path / "a", 10**6)
+    with pytest.raises(VisionCacheError, match=r"a\.bin cannot grow beyond 0 bytes: No space left on device"):
+        file.append(b"key", [torch.ones(4)], (0, None))
+    assert not file.rows

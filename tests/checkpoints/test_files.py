@@ -1,6 +1,9 @@
 """Checkpoint files: written whole, refused when they are not, and what `last` means."""
 
+import errno
 import os
+import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from mllm_lit.callbacks.checkpoint import AtomicCheckpointIO, CheckpointError, b
 from mllm_lit.callbacks.run_directory import RunDirectoryError, find_last, refuse_existing
 from tests.test_module import data, module, trainer, weights
 
-STATE = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3}
+STATE = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3, "mllm_lit": {}}
 
 
 def save(path: Path, age: int, state: Any = STATE) -> Path:
@@ -31,7 +34,7 @@ def test_a_file_comes_back_and_nothing_else_is_left(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_file_before_it(tmp_path: Path) -> None:
     path = save(tmp_path / "a.ckpt", 0)
     with pytest.raises(Exception, match="pickle"):
-        AtomicCheckpointIO().save_checkpoint({"x": (i for i in range(3))}, path)
+        AtomicCheckpointIO().save_checkpoint({**STATE, "x": (i for i in range(3))}, path)
     assert fault(path) is None
 
 
@@ -59,7 +62,7 @@ def test_a_missing_file_is_answered_with_what_is_there(tmp_path: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(tmp_path / "step=9.ckpt")
 
 
-def test_last_is_the_newest_checkpoint_of_the_run_started_last(tmp_path: Path) -> None:
+def test_last_is_the_newest_run_that_has_a_checkpoint(tmp_path: Path) -> None:
     assert find_last(tmp_path, None) == (None, None)
     assert find_last(tmp_path, "new") == ("new", None)
     for age, version in ((20, "version_0"), (10, "mine")):
@@ -71,14 +74,14 @@ def test_last_is_the_newest_checkpoint_of_the_run_started_last(tmp_path: Path) -
     older = save(tmp_path / "version_0" / "checkpoints" / "step=20.ckpt", 5)
     newer = save(tmp_path / "version_0" / "checkpoints" / "step=4.ckpt", 1)
     os.link(newer, newer.with_name("last.ckpt"))
-    assert find_last(tmp_path, None) == ("mine", None)
+    assert find_last(tmp_path, None) == ("version_0", newer)
+    assert find_last(tmp_path, "mine") == ("mine", None)
     assert find_last(tmp_path, "version_0") == ("version_0", newer)
     assert [path.name for path in by_age(older.parent)] == ["step=4.ckpt", "last.ckpt", "step=20.ckpt"]
 
 
 def test_a_taken_directory_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:
     path = save(tmp_path / "mine" / "checkpoints" / "step=2.ckpt", 0)
-    refuse_existing(tmp_path, None)
     refuse_existing(tmp_path, "other")
     refuse_existing(tmp_path, "mine", path)
     for checkpoint in (None, tmp_path / "elsewhere.ckpt"):
@@ -109,7 +112,7 @@ def test_the_newest_are_kept_and_each_is_complete(
 
 @pytest.mark.parametrize("wrong", [{"every_n_train_steps": 0}, {"keep": 0}, {"keep": -2}])
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="expected an interval of at least 1"):
+    with pytest.raises(ValueError, match="expected a finite number at least 1"):
         TrainableCheckpoint(**wrong)
 
 
@@ -125,3 +128,66 @@ def test_last_names_the_newest_after_a_kill_between_the_two(tmp_path: Path) -> N
     newest.write_bytes(b"PK")
     callback._repair_last()
     assert (tmp_path / "last.ckpt").samefile(new)
+
+
+class Code:
+    """What a pickle could run."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}, "pytorch-lightning_version": "2"}, r"not written by mllm_lit \(it holds \['pytorch-light"),
+        ([1, 2], r"not written by mllm_lit \(it holds list"),
+        ({"model": Code()}, "nothing in it was run"),
+    ],
+)
+def test_a_file_of_others_is_refused_and_not_run(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=f"other.ckpt was {message}|{message}"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_pickle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.ckpt").write_bytes(pickle.dumps({"w": 1}))
+    with pytest.raises(CheckpointError, match="old.ckpt is truncated or corrupt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "old.ckpt")
+
+
+def test_loading_takes_no_memory_for_the_tensors(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt", 0, {**STATE, "state_dict": {"w": torch.zeros(50_000_000)}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    # 200 MB of tensor: checked piece by piece, then mapped.
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 50_000_000
+    assert loaded["state_dict"]["w"].numel() == 50_000_000
+
+
+@pytest.mark.parametrize("where", ["state_dict", "optimizer_states"])
+def test_what_is_not_finite_is_never_written(where: str, tmp_path: Path) -> None:
+    good = save(tmp_path / "step=1.ckpt", 10)
+    state = dict(STATE)
+    bad = torch.tensor([1.0, float("nan")])
+    state[where] = {"w": bad} if where == "state_dict" else [{"state": {0: {"exp_avg": bad}}}]
+    with pytest.raises(CheckpointError, match=rf"step=2.ckpt was not written: 1 of its tensors.*{good} is safe"):
+        AtomicCheckpointIO().save_checkpoint(state, tmp_path / "step=2.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["step=1.ckpt"]
+
+
+@pytest.mark.parametrize("how", ["full", "torch's words", "read-only"])
+def test_a_disk_that_takes_no_more_is_named_and_leaves_what_was_there(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = save(tmp_path / "step=1.ckpt", 10)
+
+    def fails(*_: Any) -> None:
+        if how == "torch's words":
+            raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file")
+        raise OSError(errno.ENOSPC if how == "full" else errno.EROFS, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", fails)
+    message = rf"step=2.ckpt could not be written: .*It takes about 4,000 bytes, [\d,]+ are free. .*{good} is safe"
+    with pytest.raises(CheckpointError, match=message):
+        AtomicCheckpointIO().save_checkpoint(STATE, tmp_path / "step=2.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["step=1.ckpt"]
+    assert fault(good) is None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from mllm_lit.callbacks import TrainableCheckpoint
 from tests.checkpoints.process import Run, weights, work, write_config
 
 
@@ -29,6 +30,7 @@ FAMILIES = {
     "full": adapter("Full"),
 }
 LAST = ("--ckpt_path", "last")
+pytestmark = pytest.mark.slow
 
 
 def uninterrupted(folder: Path, backbone: Path, family: str) -> dict[str, torch.Tensor]:
@@ -127,7 +129,7 @@ def test_a_signal_saves_and_ends_cleanly(tiny_folder: Path, tmp_path: Path) -> N
     config = write_config(folder, tiny_folder, FAMILIES["lora"])
     config.write_text(config.read_text().replace("every_n_train_steps: 2", "every_n_train_steps: 100"))
     run_folder = folder / "logs" / "toy" / "mine"
-    for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 7)):
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGUSR1, 6), (signal.SIGINT, 9)):
         run = Run(config, *more, *LAST)
         run.wait_for(step)
         os.kill(run.process.pid, number)
@@ -139,3 +141,38 @@ def test_a_signal_saves_and_ends_cleanly(tiny_folder: Path, tmp_path: Path) -> N
     run = Run(config, *more, *LAST)
     assert run.end() == 0, run.log.read_text()
     assert_same(weights(whole), weights(folder))
+
+
+def stops_in_the_first_evaluation(arguments: Sequence[str], log: Path) -> None:
+    """A signal while the untrained model is scored."""
+    from mllm_lit.module import MLLMModule
+
+    evaluate = MLLMModule.evaluate
+
+    def signalled(self: MLLMModule, *args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *args)
+
+    MLLMModule.evaluate = signalled  # type: ignore[method-assign]
+    work(arguments, log)
+
+
+def test_a_signal_in_the_first_evaluation_says_what_is_lost(tiny_folder: Path, tmp_path: Path) -> None:
+    run = Run(write_config(tmp_path, tiny_folder, FAMILIES["lora"]), target=stops_in_the_first_evaluation)
+    assert run.end() == 0, run.log.read_text()
+    assert (
+        "in the evaluation before training: nothing was trained, and its scores so far are lost" in run.log.read_text()
+    )
+    assert not (tmp_path / "logs" / "toy" / "mine" / "checkpoints").exists()
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    """The first asks for the end of the step and gives Python's own handler back."""
+    before = signal.getsignal(signal.SIGINT)
+    callback = TrainableCheckpoint()
+    try:
+        callback._on_interrupt(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

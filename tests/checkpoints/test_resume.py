@@ -1,5 +1,6 @@
 """A resumed run has the settings of the run it continues, or those of the command line, or it stops."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,12 @@ import pytest
 import torch
 import yaml
 
+from mllm_lit.callbacks.checkpoint import CheckpointError
 from mllm_lit.callbacks.resume import ResumeCallback, ResumeError
+from mllm_lit.callbacks.run_directory import RunDirectoryError
 from tests.checkpoints.process import write_config
+
+pytestmark = pytest.mark.slow
 
 LORA = {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 4, "lr": 1e-2, "weight_decay": 0.1}}
 
@@ -82,6 +87,66 @@ def test_other_differences_stop_the_run(
     words = [word.replace("OVERLAY", str(overlay)) for word in words]
     with pytest.raises(ValueError, match=f"(?s){message}"):
         fit(monkeypatch, started, *at(started, 6), *words)
+
+
+def test_what_differs_is_known_before_anything_is_loaded(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mllm_lit.backbones import Backbone
+
+    monkeypatch.setattr(Backbone, "load", lambda self: pytest.fail("loaded"))
+    with pytest.raises(ResumeError, match="model.adapter.rank: 4 in the checkpoint, 8 here"):
+        fit(monkeypatch, started, *at(started, 6), "--model.adapter.rank", "8")
+    other = {"class_path": "mllm_lit.adapters.IA3"}
+    with pytest.raises(ResumeError, match=r"model.adapter: mllm_lit.adapters.LoRA in the checkpoint, \S*IA3 here"):
+        fit(monkeypatch, started, *at(started, 6), "--model.adapter", json.dumps(other))
+    with pytest.raises(ResumeError, match="seed_everything: 42 in the checkpoint, 7 here"):
+        fit(monkeypatch, started, *at(started, 6), "--seed_everything", "7")
+
+
+def test_best_is_not_a_checkpoint_here(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="--ckpt_path best: a run keeps its newest checkpoints"):
+        fit(monkeypatch, started, "--ckpt_path", "best")
+
+
+def test_a_failed_start_leaves_nothing_and_last_finds_the_run_before_it(
+    started: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = started.parent / "logs" / "toy"
+    with pytest.raises(Exception, match="none"):
+        fit(monkeypatch, started, "--data.train_split", "none")
+    assert [path.name for path in logs.iterdir()] == ["version_0"]
+    fit(monkeypatch, started, "--ckpt_path", "last")
+    assert "version_0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--version", "../../x"], ["--experiment", ".."], ["--version", "a/b"]])
+def test_nothing_is_written_outside_of_the_output_folder(
+    words: list[str], started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunDirectoryError, match="expected the name of a folder in"):
+        fit(monkeypatch, started, *words)
+
+
+@pytest.mark.parametrize("logger", ["false", "lightning.pytorch.loggers.CSVLogger"])
+def test_the_run_directory_is_ours_whatever_the_logger(
+    logger: str, started: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--trainer.logger.save_dir", str(started.parent / "csv")] if "CSV" in logger else []
+    for version in ("version_1", "version_2"):
+        fit(monkeypatch, started, "--trainer.logger", logger, *more, "--trainer.max_steps", "1")
+        folder = started.parent / "logs" / "toy" / version
+        found = {path.name for path in folder.iterdir()}
+        assert {"config.yaml", "summary.json", "adapter", "checkpoints", "predictions"} <= found
+    with pytest.raises(RunDirectoryError, match="nothing is overwritten"):
+        fit(monkeypatch, started, "--trainer.logger", logger, *more, "--version", "version_1")
+
+
+def test_seconds_of_training_go_on(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that a checkpoint has not stopped would begin anew."""
+    seconds = [stored(started, 0, step)["callbacks"]["SummaryCallback"]["seconds"] for step in (2, 6, 12)]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+    fit(monkeypatch, started, *at(started, 11))
+    resumed = json.loads((started.parent / "logs" / "toy" / "version_1" / "summary.json").read_text())["cost"]
+    assert resumed["train_seconds"] > stored(started, 0, 11)["callbacks"]["SummaryCallback"]["seconds"]
 
 
 def test_what_does_not_touch_the_weights_may_differ(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:

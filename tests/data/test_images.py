@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_lit.data.images import MAX_PIXELS, ImageError, load_image
+from mllm_lit.data.images import MAX_PIXELS, ImageError, load_image, picture_size
 from mllm_lit.data.sample import EncodedImage
 
 RED = (255, 0, 0)
@@ -130,3 +130,21 @@ def test_unusable_picture_is_named_with_file_and_row(data: bytes, message: str, 
 def test_missing_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"rows.json:5: image .*none.jpg cannot be read: No such file"):
         load_image(tmp_path / "none.jpg", "rows.json:5")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_size_is_that_of_the_decoded_picture(kind: str, turned: bool, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind.lower()}"
+    exif = Image.Exif()
+    if turned:
+        exif[274] = 6
+    Image.new("RGB", (40, 24), "red").save(path, kind, exif=exif)
+    if kind == "PNG" and turned:  # The orientation may lie behind the pixels.
+        data = path.read_bytes()
+        at = data.index(b"eXIf") - 4
+        size = 12 + int.from_bytes(data[at : at + 4], "big")
+        end = data.index(b"IEND") - 4
+        path.write_bytes(data[:at] + data[at + size : end] + data[at : at + size] + data[end:])
+    image = load_image(path, "rows.json:1")
+    assert (image.height, image.width) == picture_size(path, "rows.json:1") == ((40, 24) if turned else (24, 40))

@@ -16,7 +16,7 @@ from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.metrics import ExactMatch
 from mllm_lit.module import MLLMModule
-from tests.backbones.zoo import ZOO, build, picture
+from tests.processors.beds import BEDS, build, picture
 
 TOWERS = ("vision_tower", "visual", "vision_model")
 
@@ -105,15 +105,11 @@ def test_a_stale_numbering_would_be_seen(tiny_folder: Path, tmp_path: Path) -> N
     assert (right - wrong)[1].abs() > 1e-3
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", BEDS)
 def test_every_family_gives_the_same_logits(family: str) -> None:
-    model = (animal := build(family)).model
-    if family == "llava_onevision":
-        # It cuts up the picture of a row that has one, so that pictures of several rows are told from several of a row.
-        together = animal.images
-        animal.images = lambda rows, **how: together([[image] for image in rows[0]], **how)
+    model = (made := build(family)).model
     red, blue = picture((200, 30, 30)), picture((30, 30, 200))
-    inputs = animal.inputs(["<image> a", "<image> b", "<image> c", "d <image>"], [red, blue, red, red])
+    inputs = made.inputs(["<image> a", "<image> b", "<image> c", "d <image>"], [red, blue, red, red])
     # Pictures of one size, so half of them are half of the encoder's rows, whatever a row is.
     counter = Counter(next(part for name, part in model.named_modules() if name.endswith(TOWERS)))
     with torch.no_grad():

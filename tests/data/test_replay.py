@@ -9,6 +9,7 @@ import torch
 
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 from mllm_lit.tasks import DatasetError
 from tests.test_module import Stop, module, trainer, weights
@@ -42,7 +43,7 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"replay": -0.1}, "data.replay is -0.1, expected a share"),
+        ({"replay": -0.1}, "data.replay is -0.1; expected a finite number at least 0"),
         ({"replay": 0.01}, "that share of 22 rows is none"),
         ({"replay": 3.0}, "asks for 33 rows of the source 'one', whose split 'train' has 22"),
         ({"replay_from": ["three"]}, r"names \['three'\]; the sources are: one, two"),
@@ -50,7 +51,7 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_mixed_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(UserError, match=message):
         mixed(tmp_path, **settings)
 
 

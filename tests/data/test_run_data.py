@@ -15,6 +15,8 @@ from tests.tasks.releases import RELEASES
 from tests.test_run import config, run  # noqa: F401 (a fixture)
 from tests.toy import Toy
 
+pytestmark = pytest.mark.slow
+
 
 def test_sampled_ids_are_in_the_run_directory_and_select_the_same_rows(
     config: Path,  # noqa: F811

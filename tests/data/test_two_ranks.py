@@ -17,6 +17,8 @@ from mllm_lit.tasks import Flickr30k
 from tests.conftest import REPOSITORY
 from tests.tasks.releases import picture, write
 
+pytestmark = pytest.mark.slow
+
 PICTURES = 7
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "orange")
 

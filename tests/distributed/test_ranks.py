@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from tests.distributed.ranks import ADAPTERS, drawn, fit, together
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = ("ddp", "fsdp2")
 
 

@@ -9,7 +9,7 @@ from mllm_lit.adapters import Adapter, AdapterError, LoRA, Prefix, Prompt
 from mllm_lit.importance import Spider
 from mllm_lit.strategies import FSDP2Strategy
 from tests.adapters.test_contract import backbone
-from tests.backbones.zoo import build
+from tests.processors.beds import build
 from tests.test_module import module
 
 

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from tests.distributed.ranks import RULES, drawn, fit, together
 
+pytestmark = pytest.mark.slow
+
 REFUSED = {
     ("gradient_topk_row", "fsdp2"): "is one row split over ranks; use scope: tensor",
     ("dowser", "fsdp2"): "ModelDowser probes unsharded weights",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,10 @@ from mllm_lit.callbacks.importance import ImportanceCallback, refuse_strategy, w
 from mllm_lit.callbacks.importance_log import combined
 from mllm_lit.callbacks.plots import DARK, LIGHT, Series, heat_map, scatter, ticks
 from mllm_lit.callbacks.trajectory import trajectory
-from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, RuleError, Spider
+from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 CONFIGS = REPOSITORY / "configs"
 RULES = sorted((CONFIGS / "importance").glob("*.yaml"), key=lambda path: path.stem)
@@ -88,6 +91,7 @@ def weights(folder: Path, file: str = "last.ckpt") -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / file, weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=lambda path: path.stem)
 def test_every_configuration_runs_and_resumes_to_the_bit(
     rule: Path, config: Path, monkeypatch: pytest.MonkeyPatch
@@ -104,6 +108,72 @@ def test_every_configuration_runs_and_resumes_to_the_bit(
     assert any(not torch.equal(value, weights(first, "step=3.ckpt")[name]) for name, value in theirs.items())
     for name, value in theirs.items():
         assert torch.equal(value, ours[name]), name
+
+
+@pytest.mark.parametrize("rule", ["dowser", "ewc_generated"])
+def test_a_backbone_in_bf16_is_probed_as_it_trains(rule: str, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last blocks in fp32 on a base in bf16; the frozen vision encoder stays in eval mode."""
+    modes: list[dict[str, bool]] = []
+    kind = {"dowser": ModelDowser, "ewc_generated": EWC}[rule]
+    original = kind.prepare
+
+    def prepare(self: Any, gradients: Any = None, model: Any = None) -> None:
+        for step in (lambda: None, lambda: original(self, gradients, model)):
+            step()
+            modes.append({name: module.training for name, module in model.named_modules()})
+
+    monkeypatch.setattr(kind, "prepare", prepare)
+    words = ["--model.importance", str(CONFIGS / "importance" / f"{rule}.yaml"), *SMALL[rule]]
+    folder = run(monkeypatch, config, *words, "--model.backbone.dtype", "bfloat16", "--trainer.precision", "bf16-mixed")
+    assert json.loads((folder / "summary.json").read_text())["cost"]["steps"] == 4
+    assert modes[0] == modes[1]
+    assert len(set(modes[0].values())) == 2
+
+
+@pytest.mark.parametrize("gradient", ["clipped", "unclipped"])
+def test_a_step_that_the_scaler_skips_does_not_count(
+    gradient: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of four overflows: its gradient must not enter SPIDER's sum."""
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**60, backoff_factor=2.0**-52)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    half = "{class_path: lightning.pytorch.plugins.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}"
+    words = ["--model.importance", str(CONFIGS / "importance" / "spider.yaml"), "--trainer.plugins", half]
+    folder = run(monkeypatch, config, *words, "--model.importance.gradient", gradient)
+    stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    state = next(value for key, value in stored["callbacks"].items() if key.startswith("ImportanceCallback"))
+    assert state["steps"] == 3
+    for name, total in state["buffers"]["gradients"].items():
+        assert torch.isfinite(total).all(), name
+        assert torch.isfinite(stored["state_dict"][f"net.{name}"]).all(), name
+    assert max(float(total.abs().max()) for total in state["buffers"]["gradients"].values()) < 100  # not scaled
+
+
+def test_gradients_have_their_own_scale_where_a_scaler_is_used(tiny_folder: Path) -> None:
+    """A fused AdamW would leave the scale in what rules and clipping see; see its use in configure_optimizers."""
+    from mllm_lit.adapters import Full
+    from mllm_lit.backbones import Backbone
+    from mllm_lit.module import MLLMModule
+
+    class OnDevice(Full):
+        def parameter_groups(self, model: Any, layout: Any) -> Any:
+            return [{"params": [SimpleNamespace(device=torch.device("cuda"))], "lr": 1.0}]
+
+    module = MLLMModule(Backbone(str(tiny_folder)), OnDevice())
+    module.configure_model()
+    fused: dict[bool, Any] = {}
+    for scaled in (False, True):
+        plugin = SimpleNamespace(scaler=object() if scaled else None)
+        module._trainer = SimpleNamespace(precision_plugin=plugin, estimated_stepping_batches=1)  # type: ignore[assignment]
+
+        def made(groups: Any, scaled: bool = scaled, **settings: Any) -> torch.optim.Optimizer:
+            fused[scaled] = settings["fused"]
+            return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim, "AdamW", made)
+            module.configure_optimizers()
+    assert fused == {False: True, True: None}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

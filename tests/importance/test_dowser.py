@@ -1,5 +1,8 @@
 """Model-Dowser against brute force, and its probes and EWC's on a real language model."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -119,6 +122,60 @@ def test_ewc_from_generated_text(llama: LlamaForCausalLM) -> None:
         expected += llama.get_parameter(name).grad.square() / 3
     torch.testing.assert_close(rule.weight(name), expected)
     assert expected.max() > 0
+
+
+@pytest.mark.parametrize("rule", [ModelDowser(prompts=2, probes=2, length=8, seed=0), EWC(rows=2, fisher="generated")])
+def test_a_part_in_eval_mode_stays_in_it(llama: LlamaForCausalLM, rule: ModelDowser | EWC) -> None:
+    """A frozen vision encoder is in eval mode while the rest trains."""
+    llama.train()
+    llama.model.layers[0].eval()
+    modes = {name: module.training for name, module in llama.named_modules()}
+    _attach(rule, llama)
+    rule.prepare(model=llama)
+    assert {name: module.training for name, module in llama.named_modules()} == modes
+
+
+def test_modes_come_back_after_an_error(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama.train()
+    monkeypatch.setattr(llama, "generate", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(self_generated(llama, 1))
+    assert all(module.training for module in llama.modules())
+
+
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("rule", ["dowser", "ewc"])
+def test_a_base_in_bf16_is_probed_under_autocast(llama: LlamaForCausalLM, rule: str, outer: bool) -> None:
+    """What trains is in fp32 beside it; the loop says how to go forward, or stands in autocast itself."""
+    made = {
+        "dowser": lambda: ModelDowser(prompts=2, probes=2, length=8, seed=0, trained=0.5),
+        "ewc": lambda: EWC(rows=2, fisher="generated", seed=0),
+    }
+
+    def figures(found: ModelDowser | EWC) -> dict[str, torch.Tensor]:
+        return {
+            name: found.weight(name) if isinstance(found, EWC) else found.trained(name).float()
+            for name, parameter in llama.named_parameters()
+            if parameter.requires_grad and parameter.ndim == 2
+        }
+
+    whole = made[rule]()
+    _attach(whole, llama)
+    whole.prepare(model=llama)
+    for parameter in llama.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    mixed = made[rule]()
+    _attach(mixed, llama)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16)
+    if not outer:
+        mixed.forward_context = autocast
+    with autocast() if outer else nullcontext():
+        mixed.prepare(model=llama)
+    for name, expected in figures(whole).items():
+        found = figures(mixed)[name]
+        assert found.max() > 0
+        assert torch.corrcoef(torch.stack((found.flatten(), expected.flatten())))[0, 1] > 0.9, name
 
 
 def test_refusals(llama: LlamaForCausalLM) -> None:

@@ -10,6 +10,8 @@ import torch
 from tests.conftest import REPOSITORY
 from tests.tasks import releases
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 
 

@@ -8,13 +8,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider
+from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider, reference
+from mllm_lit.importance.sharding import local
+
+pytestmark = pytest.mark.slow
 
 RULES: dict[str, Any] = {
     "spider": Spider,
@@ -83,6 +87,20 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
+def _mapped(rank: int, kind: str, mesh: Any, folder: Path) -> dict[str, bool]:
+    """Whether θ0 in a file is this rank's own, if all ranks have written before the first one reads."""
+    model = _model()
+    if kind == "fsdp2":
+        fully_shard(model, mesh=mesh)
+    parameters = dict(model.named_parameters())
+    identity = Reference.capture(parameters).identity
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "load_file", lambda path: (dist.barrier(), load_file(path))[1])
+        theta0 = Reference.capture(parameters, on=str(folder / f"{kind}.safetensors"))
+    found = {name: torch.equal(theta0[name].float(), local(p)) for name, p in parameters.items()}
+    return found | {"identity": theta0.identity == identity}
+
+
 def _rank(rank: int, world: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
@@ -112,8 +130,8 @@ def _rank(rank: int, world: int, folder: str) -> None:
                 "calls": calls,
                 "identity": Reference.capture(dict(parameters.items())).identity,
             }
-    if rank == 0:
-        torch.save(out, f"{folder}/out.pt")
+    out["mapped"] = [_mapped(rank, kind, mesh, Path(folder)) for kind in ("fsdp2", "ddp")]
+    torch.save(out, f"{folder}/out{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
@@ -122,7 +140,8 @@ def _rank(rank: int, world: int, folder: str) -> None:
 def sharded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder: Path = tmp_path_factory.mktemp(f"ranks{request.param}")
     mp.spawn(_rank, (request.param, str(folder)), nprocs=request.param)
-    return torch.load(folder / "out.pt", weights_only=False)
+    ranks = [torch.load(folder / f"out{rank}.pt", weights_only=False) for rank in range(request.param)]
+    return ranks[0] | {"mapped": [kind for rank in ranks for kind in rank["mapped"]]}
 
 
 @pytest.mark.parametrize("key", RULES)
@@ -146,6 +165,12 @@ def test_spider_reduces_two_short_rows_and_gathers_nothing(sharded: dict[str, An
     assert sharded["fsdp2 spider"]["calls"] == [("all_reduce", parameters * 2 * 8)] * 2 * STEPS
     assert sharded["fsdp2 spider hard"]["calls"] == [("all_reduce", parameters * 2 * 8)] * STEPS
     assert sharded["ddp spider"]["calls"] == []
+
+
+def test_every_rank_maps_a_theta0_of_its_own(sharded: dict[str, Any]) -> None:
+    for found in sharded["mapped"]:
+        assert len(found) == len(list(_model().parameters())) + 1
+        assert all(found.values()), found
 
 
 def test_identity_does_not_depend_on_sharding(sharded: dict[str, Any]) -> None:

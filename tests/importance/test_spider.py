@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mllm_lit.importance import Reference, RuleError, Spider, kernels, sharding, spider
+from mllm_lit.importance import (
+    L2SP,
+    HalfFineTuning,
+    MoFO,
+    Reference,
+    Rule,
+    RuleError,
+    Spider,
+    kernels,
+    sharding,
+    spider,
+)
 from tests.importance.oracle import TIE, Step, spider_step
 
 SHAPES = {"matrix": (24, 17), "norm": (40,), "bias": (9,), "scalar": (), "conv": (4, 3, 5)}
@@ -229,6 +240,54 @@ def test_skipped_step_leaves_everything() -> None:
     torch.testing.assert_close(rule.buffers["gradients"]["w"], torch.tensor([1.0, 1, 2, 3, 4]))
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("make", [Spider, L2SP, HalfFineTuning, MoFO, lambda: Spider(gradient="unclipped")])
+def test_a_scaler_changes_nothing(make: Callable[[], Rule], fused: bool) -> None:
+    """Steps that overflow leave weights and rule alone; the others are those without a scaler.
+
+    A fused optimizer takes scaled gradients, and is called for steps that it skips.
+    """
+
+    def train(factors: list[float], scaler: Any = None) -> tuple[dict[str, torch.Tensor], Rule]:
+        model, generator = Bag(), torch.Generator().manual_seed(5)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1, fused=fused)
+        rule = make()
+        by_caller = getattr(rule, "unclipped", False)
+        rule.attach(optimizer, model.named_parameters(), before_step="caller" if by_caller else "hook")
+        for factor in factors:
+            optimizer.zero_grad()
+            gradients(model, generator)
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+                    if scaler is not None:
+                        scaler.scale(parameter.grad)  # which makes the scale, too
+                        parameter.grad.mul_(scaler.get_scale())
+            if by_caller:
+                if scaler is not None:
+                    scaler.unscale_(optimizer)
+                rule.before_step()
+            if scaler is None and factor == float("inf"):
+                continue
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+        return {name: p.detach() for name, p in model.named_parameters()}, rule
+
+    factors = [1.0, float("inf"), 1.0, 2.0, float("inf"), 1.0]
+    plain, one = train(factors)
+    scaled, two = train(factors, torch.amp.GradScaler("cpu", init_scale=1024.0))
+    assert one.steps == two.steps == 4
+    for name, value in plain.items():
+        assert torch.isfinite(value).all()
+        assert torch.equal(scaled[name], value), name
+    for kind, tensors in one.buffers.items():
+        for name, value in tensors.items():
+            assert torch.equal(two.buffers[kind][name], value), (kind, name)
+
+
 def test_blend_at_the_end_is_one_blend() -> None:
     free, late = Bag(), Bag()
     theta0 = {name: p.detach().clone() for name, p in free.named_parameters()}
@@ -326,6 +385,14 @@ def test_mapped_reference_gives_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(p, mapped.get_parameter(name))
     with pytest.raises(FileNotFoundError, match="no folder"):
         run(Bag(), Spider(reference_on=str(tmp_path / "nowhere" / "theta0.safetensors")), 1)
+
+
+def test_a_mapped_reference_outlives_the_next_run_under_its_name(tmp_path: Path) -> None:
+    one, two = ({"w": torch.full((4096,), value)} for value in (1.0, 2.0))
+    first, second = (Reference.capture(values, on=str(tmp_path / "theta0.safetensors")) for values in (one, two))
+    assert (first["w"] == 1.0).all()
+    assert (second["w"] == 2.0).all()
+    assert [file.name for file in tmp_path.iterdir()] == ["theta0.safetensors"]
 
 
 class Operators(TorchDispatchMode):

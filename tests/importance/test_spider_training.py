@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mllm_lit.importance import Spider
 from tests.importance.oracle import TIE
 
+pytestmark = pytest.mark.slow
+
 STEPS, ACCUMULATION = 200, 4
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mllm_lit.importance import RandomMask
 from mllm_lit.merging import DARE, MERGES, TIES, Grafting, Merge, MergeError, ModelTailor, WiSEFT, hessians, sweep
 
 
@@ -72,6 +73,14 @@ def test_dare_drops_its_share_and_keeps_the_expectation() -> None:
     assert float(DARE(0.9, rescale=False, seed=1)(before, after)["w"].max()) == 1.0
     with pytest.raises(ValueError, match="drop is 1"):
         DARE(1.0)
+
+
+def test_dare_does_not_draw_as_the_random_mask_did() -> None:
+    """With one seed for both, it would drop just what the rule has trained."""
+    parameter = nn.Parameter(torch.zeros(200, 200))
+    rule = RandomMask(0.1, seed=1).attach(torch.optim.SGD([parameter], lr=1.0), [("w", parameter)])
+    merged = DARE(0.5, seed=1)({"w": torch.zeros(200, 200)}, {"w": rule.mask("w")})["w"]
+    assert float((merged > 0).sum()) / float(rule.mask("w").sum()) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("scope", ["model", "tensor"])

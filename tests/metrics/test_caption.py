@@ -65,6 +65,7 @@ def test_scores_equal_pycocoevalcap(java: bool) -> None:
     assert caption_scores(predictions, references) == pytest.approx(_official(predictions, references, java), abs=1e-12)
 
 
+@pytest.mark.slow
 @needs_java
 def test_meteor_equals_pycocoevalcap(monkeypatch: pytest.MonkeyPatch) -> None:
     from pycocoevalcap.meteor.meteor import Meteor

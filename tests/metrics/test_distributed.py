@@ -19,6 +19,8 @@ from mllm_lit.metrics import (
     VQAAccuracy,
 )
 
+pytestmark = pytest.mark.slow
+
 METRICS = [CaptionScores, ChoiceAccuracy, ExactMatch, M4CAccuracy, POPEScores, VQAAccuracy]
 ROWS = 7
 

@@ -160,11 +160,12 @@ def pope(root: Path) -> None:
 def conversations(root: Path) -> None:
     turns = ["<image>\nWhat is it?", "A square.", "What color?", "Red."]
     roles = ["human", "gpt"] * 2
+    said = [{"from": role, "value": turn} for role, turn in zip(roles, turns, strict=True)]
     rows = [
-        {"id": "a", "image": "pics/a.png",
-         "conversations": [{"from": r, "value": v} for r, v in zip(roles, turns, strict=True)]},
+        {"id": "a", "image": "pics/a.png", "conversations": said[:2]},
+        {"id": "c", "image": "pics/a.png", "conversations": [{"from": "system", "value": "Be brief."}, *said]},
         {"id": "b", "conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "hi"}]},
-    ]  # fmt: skip
+    ]
     for split in ("train", "val", "test"):
         write(root / f"{split}.json", rows)
     picture(root / "pics/a.png")

@@ -16,6 +16,8 @@ from mllm_lit.tasks import EMBEDDED, TASKS, DatasetError
 from tests.conftest import REPOSITORY
 from tests.tasks.releases import RELEASES
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = REPOSITORY / "configs"
 FILES = sorted((CONFIGS / "tasks").glob("*.yaml"))
 SOURCES = sorted((CONFIGS / "sources").glob("*.yaml"))

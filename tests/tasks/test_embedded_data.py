@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mllm_lit
-from mllm_lit.tasks import EMBEDDED, DatasetError, embedded_root
+from mllm_lit.tasks import EMBEDDED, Conversations, DatasetError, embedded_root
 from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS, cache_folder, unpacked
 
 FILES = {"a.json": b"[1]", "b/c.png": b"c" * 5000, "b/d.png": b"d" * 300, "e/f/g.png": b"g" * 700}
@@ -56,11 +56,21 @@ def python(code: str, *arguments: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_a_fresh_cache_holds_what_the_archive_holds(name: str, cache: Path) -> None:
     root = embedded_root(name)
-    checksum = dict(reversed(line.split()) for line in (ARCHIVES / CHECKSUMS).read_text().splitlines())[f"{name}.zip"]
-    assert root == cache / "embedded" / checksum[:16] / name
+    checksum = sha256((ARCHIVES / CHECKSUMS).read_bytes()).hexdigest()[:16]
+    assert root == cache / "embedded" / checksum / name
     with zipfile.ZipFile(ARCHIVES / f"{name}.zip") as archive:
         assert content(root) == {entry: archive.read(entry) for entry in archive.namelist()}
-    assert [path.name for path in (cache / "embedded").iterdir()] == [checksum[:16]], "nothing else is left"
+    assert [path.name for path in (cache / "embedded").iterdir()] == [checksum], "nothing else is left"
+
+
+def test_pictures_of_another_set_come_too(cache: Path) -> None:
+    rows = Conversations().rows(embedded_root("conversations"), "test")
+    pictures = [image for row in rows for image in row.images if isinstance(image, Path)]
+    assert pictures
+    pictures[0].unlink()
+    assert not pictures[0].exists()
+    embedded_root("conversations")
+    assert all(picture.is_file() for picture in pictures)
 
 
 def test_times_stand_for_the_content(archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ def test_faults_are_named(tmp_path: Path) -> None:
         HuggingFace().rows(tmp_path, "train")
     with pytest.raises(DatasetError, match="no split 'test'; there are: train"):
         HuggingFace(image=None).rows(tmp_path, "test")
-    with pytest.raises(DatasetError, match="train.parquet:1: field 'question' is empty"):
+    with pytest.raises(DatasetError, match="train.parquet:1: column 'question': expected text that is not blank"):
         HuggingFace(image=None).rows(tmp_path, "train")
     _save(tmp_path / "many.parquet", {"question": ["a?"], "answer": [["x", "y"]]})
     with pytest.raises(DatasetError, match="score 'lower' compares with one answer, the row has 2"):

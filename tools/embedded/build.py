@@ -9,6 +9,7 @@ import torch
 
 from embedded.archives import pack_sets, unpack_sets
 from embedded.checkpoint import make_model, make_processor, save, train_tokenizer, write_scores
+from embedded.conversations import write_conversations
 from embedded.evaluate import score_suite
 from embedded.formats import Packs
 from embedded.iconqa import write_iconqa
@@ -61,9 +62,10 @@ def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:
 
 
 def write_data(data: Path, work: Path, renderings: Renderings, seed: int) -> None:
-    """The five sets."""
+    """The six sets."""
     write_coco(data / "coco_captions", renderings, seed)
     write_vqa(data / "vqav2", work, seed)
+    write_conversations(data / "conversations", data / "vqav2")
     write_gqa(data / "gqa", renderings, seed)
     write_scienceqa(data / "scienceqa", work, renderings, seed)
     write_iconqa(data / "iconqa", renderings, seed)

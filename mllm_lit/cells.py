@@ -1,0 +1,77 @@
+"""What the result of a run depends on: its resolved settings, the files that they name, and the code."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mllm_lit.cli import MLLMCLI, flatten
+
+ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path")
+"""Settings that say where a run is kept, and files whose content is resolved into the rest."""
+NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights")
+"""Last names of settings that may name a file or folder."""
+
+
+class Resolved(MLLMCLI):
+    """The command line read, and nothing made of it."""
+
+    def _set_seed(self) -> None:
+        """The process that asks is not the run."""
+
+    def instantiate_classes(self) -> None:
+        """See the class."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """See the class."""
+
+
+def facts(words: Sequence[str]) -> dict[str, Any]:
+    """What the result of ``tools/fit.py WORDS`` depends on.
+
+    Returns:
+        ``settings`` by dotted name; ``data``, a digest of the files that they name and of those in the package;
+        ``code``, a digest of the package's source.
+    """
+    kept, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        read = Resolved(["fit", *words])
+    finally:
+        sys.argv = kept
+    tree = yaml.safe_load(read.parser.dump(read.config, skip_unset=False, skip_validation=True))["fit"]
+    settings = flatten({key: value for key, value in tree.items() if key not in ELSEWHERE})
+    named = (Path(str(value)).expanduser() for key, value in settings.items() if key.split(".")[-1] in NAMES_FILES)
+    listed = [listing(place) for place in sorted({place.absolute() for place in named}) if place.exists()]
+    code, data = contents()
+    return {"settings": settings, "data": digest([data, *listed]), "code": code}
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of some parts, told apart."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
+
+
+def listing(place: Path) -> bytes:
+    """Names, sizes and times of a file, or of all files of a folder: pictures are too many to be read."""
+
+    def lines() -> Iterator[str]:
+        for file in [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file()):
+            state = file.stat()
+            yield f"{file} {state.st_size} {state.st_mtime_ns}"
+
+    return "\n".join(lines()).encode()
+
+
+@cache
+def contents() -> tuple[str, bytes]:
+    """Digests of the package's source, and of the data and weights that come with it."""
+    files = sorted(file for file in Path(__file__).parent.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    source, rest = ([file for file in files if (file.suffix == ".py") == wanted] for wanted in (True, False))
+    return digest(file.read_bytes() for file in source), digest(file.read_bytes() for file in rest).encode()

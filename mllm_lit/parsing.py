@@ -1,0 +1,124 @@
+"""What the parser of the command line is helped with."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import _common, _typehints, set_parsing_settings
+from jsonargparse._util import NestedArg
+
+from mllm_lit.errors import SettingError, UserError
+
+LISTS = ("callbacks", "logger", "plugins")
+"""Settings whose file may hold a list."""
+
+
+def check_files(words: Sequence[str]) -> None:
+    """Read every configuration file on a command line, since the parser does not name all that it cannot use.
+
+    Raises:
+        SettingError: One is not text, not YAML, or holds no settings.
+    """
+    for name, value in pairs(words):
+        if not (name == "config" or value.endswith((".yaml", ".yml"))) or not os.path.isfile(value):
+            continue
+        try:
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingError(f"--{name} {value} is no readable YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict) and not (isinstance(content, list) and name.endswith(LISTS)):
+            found = "nothing" if content is None else f"a {type(content).__name__}"
+            raise SettingError(f"--{name} {value} holds {found}, expected settings, as in `name: value`.")
+
+
+def pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Names of options and their values.
+
+    >>> list(pairs(["fit", "--config", "a.yaml", "--x=1", "--flag", "--y", "2"]))
+    [('config', 'a.yaml'), ('x', '1'), ('y', '2')]
+    """
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and (equals or not following.startswith("--")):
+            yield name, value if equals else following
+
+
+def keep_null() -> None:
+    """Let ``null`` on the command line be null at any depth.
+
+    jsonargparse reads a word for a nested class and hands it to the parser of that class as text again, where what it
+    had read as ``None`` arrives as the text "None".
+    """
+    adapt: Any = _typehints.adapt_class_type
+    if getattr(adapt, "keeps_null", False):
+        return
+
+    def adapt_class_type(value: Any, *args: Any, **kwargs: Any) -> Any:
+        nested = value.get("init_args") if hasattr(value, "get") else None
+        if isinstance(nested, NestedArg) and nested.val is None:
+            value["init_args"] = nested._replace(val="null")
+        return adapt(value, *args, **kwargs)
+
+    adapt_class_type.keeps_null = True  # type: ignore[attr-defined]
+    _typehints.adapt_class_type = adapt_class_type
+
+
+OWN = "mllm_lit"
+REMOTE = "remote_code"
+
+
+class TrustError(UserError):
+    """A folder's configuration would run code that the user has not named."""
+
+
+@contextmanager
+def only_trusted(file: Path, settings: Any, trust: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context, settings can name classes of this package and of trusted modules only.
+
+    Args:
+        file: Where the settings come from.
+        settings: Checked ahead, for a message that says what to do.
+        trust: Further modules.
+
+    Raises:
+        TrustError: The settings name something else.
+    """
+    for name, value in named(settings):
+        if name == "class_path" and not str(value).startswith(tuple(f"{module}." for module in (OWN, *trust))):
+            raise TrustError(
+                f"{file} names the class {value!r}, which is not of {OWN}: making it runs code. If you know that code, "
+                f"add --trust {str(value).partition('.')[0]}."
+            )
+    kept = dict(_common.parsing_settings)
+    # Whatever is spelled in some other way is denied by the parser.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[OWN, *trust])
+    try:
+        yield
+    finally:
+        _common.parsing_settings.clear()
+        _common.parsing_settings.update(kept)
+
+
+def refuse_remote(file: Path, backbone: Any, trust: Sequence[str] = ()) -> None:
+    """Refuse a backbone that would run the code it brings along.
+
+    Raises:
+        TrustError: It would, and ``trust`` does not hold ``remote_code``.
+    """
+    if getattr(backbone, "trust_remote_code", False) and REMOTE not in trust:
+        raise TrustError(
+            f"{file} asks for the code that comes with its backbone (trust_remote_code). If you have read that code, "
+            f"add --trust {REMOTE}."
+        )
+
+
+def named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Every name of nested settings, with its value."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        yield name, value
+        yield from named(value)
+    for item in tree if isinstance(tree, list) else ():
+        yield from named(item)
