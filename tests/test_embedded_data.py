@@ -1,6 +1,8 @@
 """The shipped data is whole: formats of the releases, pictures that decode, drawings held out, licences beside it."""
 
 import json
+import os
+import zipfile
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mllm_lit.tasks import EMBEDDED, GQA, COCOCaptions, Conversations, IconQA, ScienceQA, Task, VQAv2, embedded_root
+from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS
+from tests.conftest import REPOSITORY
 
 SPLITS: list[tuple[str, Task, tuple[str, ...]]] = [
     ("scienceqa", ScienceQA(), ("train", "val", "test")),
@@ -33,6 +37,39 @@ def test_licences_name_source_and_terms(name: str) -> None:
     if name not in ("vqav2", "conversations"):
         for attribution in ("CC-BY-4.0", "Twemoji", "Apache-2.0"):
             assert attribution in text
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_licences_are_readable_beside_the_archive(name: str) -> None:
+    assert (ARCHIVES / f"{name}_LICENSES.md").read_bytes() == (embedded_root(name) / "LICENSES.md").read_bytes()
+
+
+def test_the_same_files_are_packed_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "tools")
+    from embedded.archives import pack_sets, unpack_sets
+
+    unpack_sets(ARCHIVES, tmp_path / "first")
+    for path in sorted((tmp_path / "first").rglob("*"), reverse=True):
+        if path.is_file():
+            copy = tmp_path / "second" / path.relative_to(tmp_path / "first")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+            copy.chmod(0o600)
+            os.utime(copy, (10**9, 10**9))
+    for data in ("first", "second"):
+        pack_sets(tmp_path / data, tmp_path / f"{data}_archives")
+    packed = [sorted((tmp_path / f"{data}_archives").iterdir()) for data in ("first", "second")]
+    assert [path.name for path in packed[0]] == sorted(path.name for path in ARCHIVES.iterdir())
+    assert [path.read_bytes() for path in packed[0]] == [path.read_bytes() for path in packed[1]]
+    for name in EMBEDDED:
+        entries = [
+            [(entry.filename, entry.CRC) for entry in zipfile.ZipFile(folder / f"{name}.zip").infolist()]
+            for folder in (ARCHIVES, tmp_path / "first_archives")
+        ]
+        assert entries[0] == entries[1]
+    sums = (tmp_path / "first_archives" / CHECKSUMS).read_text().split()
+    assert sums[1::2] == [f"{name}.zip" for name in sorted(EMBEDDED)]
+    assert sums[0] == sha256((tmp_path / "first_archives" / sums[1]).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("name", [name for name in EMBEDDED if name != "conversations"])

@@ -5,6 +5,7 @@ from pathlib import Path
 from mllm_lit.tasks.base import DatasetError, Fault, Task
 from mllm_lit.tasks.coco import COCOCaptions
 from mllm_lit.tasks.conversations import Conversations
+from mllm_lit.tasks.embedded_data import unpacked
 from mllm_lit.tasks.flickr30k import Flickr30k
 from mllm_lit.tasks.gqa import GQA
 from mllm_lit.tasks.huggingface import HuggingFace
@@ -59,13 +60,14 @@ __all__ = [
 
 
 def embedded_root(name: str) -> Path:
-    """The folder of a set that comes with this package.
+    """The folder of a set that comes with this package, in the user's cache folder (unpacked when first asked for).
 
     Raises:
         ValueError: No set of that name is embedded.
+        DatasetError: Its archive is damaged, or the cache folder cannot be written.
     """
     if name not in EMBEDDED:
         raise ValueError(
             f"no embedded data for {name!r}; embedded are: {', '.join(EMBEDDED)}. Give a data root instead."
         )
-    return Path(__file__).parent / "embedded" / name
+    return unpacked(name)

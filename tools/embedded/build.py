@@ -1,11 +1,13 @@
 """Makes the parts of the embedded suite in order."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from embedded.archives import pack_sets, unpack_sets
 from embedded.checkpoint import make_model, make_processor, save, train_tokenizer, write_scores
 from embedded.conversations import write_conversations
 from embedded.evaluate import score_suite
@@ -34,12 +36,16 @@ def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:
         parts: Which of ``PARTS``; each builds on what the ones before it left behind.
         seed: Governs pictures, questions, initialisation and order.
     """
-    data, checkpoint = package / "tasks" / "embedded", package / "backbones" / "embedded"
+    data, archives, checkpoint = work / "data", package / "tasks" / "embedded", package / "backbones" / "embedded"
     if "packages" in parts:
         fetch(work)
     renderings = Renderings(work, seed)
     if "data" in parts:
+        shutil.rmtree(data, ignore_errors=True)
         write_data(data, work, renderings, seed)
+        pack_sets(data, archives)
+    elif not data.exists():
+        unpack_sets(archives, data)
     if "llm" in parts:
         started = time.monotonic()
         write_checkpoint(checkpoint, data, work, renderings, seed)
