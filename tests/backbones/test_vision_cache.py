@@ -29,7 +29,17 @@ from tests.toy import Toy
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 PICTURES = 6  # colours of the toy's squares
 CACHEABLE = {
-    *("llava", "vipllava", "llava_next", "llava_onevision", "idefics3", "idefics3_untiled", "smolvlm", "smolvlm2"),
+    *(
+        "llava",
+        "llava_vicuna",
+        "vipllava",
+        "llava_next",
+        "llava_onevision",
+        "idefics3",
+        "idefics3_untiled",
+        "smolvlm",
+        "smolvlm2",
+    ),
     *("internvl3", "internvl3_untiled", "paligemma2", "gemma3"),
 }
 

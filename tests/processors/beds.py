@@ -175,6 +175,12 @@ def llava() -> Bed:
     return Bed(llava_processor(formats.LLAVA), build, ends_open=True)
 
 
+def llava_vicuna() -> Bed:
+    """LLaVA in the format of composed backbones, which ends every turn."""
+    made = llava()
+    return Bed(llava_processor(formats.VICUNA), made.build)
+
+
 def vipllava() -> Bed:
     def build(p: Any) -> Any:
         return hf.VipLlavaForConditionalGeneration(
@@ -186,14 +192,14 @@ def vipllava() -> Bed:
             )
         )
 
-    return Bed(llava_processor(formats.VICUNA), build)
+    return Bed(llava_processor(formats.VIPLLAVA), build, ends_open=True)
 
 
 def llava_next() -> Bed:
     images = LlavaNextImageProcessorPil(size={"shortest_edge": 32}, crop_size=SIZE, image_grid_pinpoints=GRID)
     processor = hf.LlavaNextProcessor(
         images, llama_tokenizer(), patch_size=8, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=formats.VICUNA,
+        num_additional_image_tokens=1, chat_template=formats.LLAVA,
     )  # fmt: skip
 
     def build(p: Any) -> Any:
@@ -206,7 +212,7 @@ def llava_next() -> Bed:
             )
         )
 
-    return Bed(processor, build)
+    return Bed(processor, build, ends_open=True)
 
 
 # ---- Qwen's tokens ---------------------------------------------------------------------------------------------------
@@ -302,7 +308,8 @@ def internvl(tiled: bool) -> Bed:
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    images = GotOcr2ImageProcessorPil(size=SIZE, crop_to_patches=tiled, min_patches=1, max_patches=4)
+    # The processor asks for tiles itself, so that their number alone can say that there are none.
+    images = GotOcr2ImageProcessorPil(size=SIZE, min_patches=1, max_patches=4 if tiled else 1)
     processor = with_video(
         "InternVLProcessor", images, qwen_tokenizer(names), image_seq_length=4,
         chat_template=formats.chatml("<IMG_CONTEXT>\\n"),
@@ -467,6 +474,7 @@ def mistral3() -> Bed:
 
 BEDS: dict[str, Callable[[], Bed]] = {
     "llava": llava,
+    "llava_vicuna": llava_vicuna,
     "vipllava": vipllava,
     "llava_next": llava_next,
     "llava_onevision": llava_onevision,

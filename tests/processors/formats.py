@@ -28,6 +28,13 @@ VICUNA = (
     "{% if message['role'] == 'assistant' %}{{ '</s>' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
+VIPLLAVA = (
+    "{{ 'A chat between a curious human and an artificial intelligence assistant.' }}"
+    "{% for message in messages %}{{ '###Human: ' if message['role'] == 'user' else '###Assistant: ' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '###Assistant:' }}{% endif %}"
+)
 ONEVISION = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
