@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,18 @@ from tests.test_run import CONFIGS, config, run
 __all__ = ["CONFIGS", "config"]  # the fixture
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond 10 kB: what a write meets then, a full disk gives it, too."""
+    """No file may grow beyond 10 kB: what a write meets then, a full disk gives it, too.
+
+    Around the write alone, since the tests' own report may go to a longer file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 WRITERS = {
@@ -34,12 +40,11 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.usefixtures("small_files")
 def test_what_a_library_says_of_a_disk_is_named_with_sizes(writer: str, tmp_path: Path) -> None:
     """The real words: neither torch's nor safetensors' error is an ``OSError``."""
     told = r"a could not be written: .* It takes about 400,000 bytes. [\d,]+ bytes are free. Safe.$"
     path = tmp_path / "a"
-    with pytest.raises(DiskError, match=f"(?s){told}"), writing(path, 400_000, "Safe."):
+    with pytest.raises(DiskError, match=f"(?s){told}"), writing(path, 400_000, "Safe."), small_files():
         WRITERS[writer](path)
 
 
