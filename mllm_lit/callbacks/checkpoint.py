@@ -166,7 +166,7 @@ class TrainableCheckpoint(Checkpoint):
         self.every_n_train_steps = in_range("TrainableCheckpoint.every_n_train_steps", every_n_train_steps, 1)
         self.keep = keep if keep == -1 else in_range("TrainableCheckpoint.keep (-1 for all)", keep, 1)
         self.folder: Path | None = None
-        self._stop = self._ends = False
+        self._stop = self._ends = self._open = False
         self._step = self._saved = self._final = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -206,7 +206,8 @@ class TrainableCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save if it is time, and leave if it is asked for."""
         step = trainer.global_step
-        if step == self._step:
+        self._open = step == self._step
+        if self._open:
             # Within an accumulation window, whose gradients no checkpoint holds: what ends the run waits for its end.
             self._ends, trainer.should_stop = self._ends or trainer.should_stop, False
             return
@@ -232,7 +233,9 @@ class TrainableCheckpoint(Checkpoint):
             self._leave(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save what a score has ended."""
+        """Save what a score has ended, or, within an accumulation window, have it wait for the window's end."""
+        if self._open and trainer.state.fn == "fit":
+            self._ends, trainer.should_stop = self._ends or trainer.should_stop, False
         self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
