@@ -1,5 +1,6 @@
 """Samples through the real processor of every family: ids, labels, lengths, loss and answers against its own word."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.images import load_image
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.prompt import FormatError
-from mllm_lit.data.sample import Sample, Turn
+from mllm_lit.data.sample import EncodedImage, Sample, Turn
 from mllm_lit.module import MLLMModule
-from tests.processors.beds import BEDS, Bed, bed, loaded
+from tests.processors.beds import BEDS, Bed, bed, loaded, picture
 
 SIZES = [(48, 48), (64, 32), (30, 90), (100, 40), (37, 61), (120, 20)]
 each_family = pytest.mark.parametrize("name", BEDS)
@@ -182,6 +183,13 @@ def test_labels_of_answers_that_occur_in_the_end_marker(name: str, answer: str, 
     assert labels_of(Collate(b.processor)([row]), 0) == oracle_labels(b, row)
 
 
+def _png() -> bytes:
+    data = io.BytesIO()
+    picture((200, 30, 30)).save(data, "PNG")
+    return data.getvalue()
+
+
+PICTURE = EncodedImage(_png(), "table")
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda text: text.strip())
 PIECES = ["s", "</s", "<|im_", "end|>", "<end_of", "_turn>", "utterance>", "[/INST", "eos>", "<", ">", "|", " ", "\n"]
 MARKED = st.lists(st.one_of(st.sampled_from(PIECES), TEXT), min_size=1, max_size=5).map("".join)
@@ -192,9 +200,7 @@ MARKED = st.lists(st.one_of(st.sampled_from(PIECES), TEXT), min_size=1, max_size
 @given(answer=MARKED.filter(lambda text: text.strip()))
 def test_labels_are_the_answer_and_the_end_of_turn_for_any_text(name: str, answer: str) -> None:
     b = bed(name)
-    images: list[Any] = []
-    if not b.has_chat_format:
-        pytest.skip("asks for a picture; covered above")
+    images: list[Any] = [] if b.has_chat_format else [PICTURE]
     row = sample("which one?", answer, images)
     collate = Collate(b.processor)
     if any(token.content in answer for token in b.processor.tokenizer.added_tokens_decoder.values() if token.special):
@@ -206,7 +212,7 @@ def test_labels_are_the_answer_and_the_end_of_turn_for_any_text(name: str, answe
     end = b.processor.tokenizer.decode(kept[-1:])
     assert kept[-1] in special_ids(b)
     assert decoded.removesuffix(end).strip() == answer.strip() or kept == oracle_labels(
-        b, sample("which one?", answer.strip())
+        b, sample("which one?", answer.strip(), images)
     )
 
 
