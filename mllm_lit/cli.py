@@ -17,10 +17,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities import rank_zero_only
 
-from mllm_lit.callbacks.backbone import BackboneCallback
+from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from mllm_lit.callbacks.importance import ImportanceCallback
+from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
 from mllm_lit.callbacks.run_directory import (

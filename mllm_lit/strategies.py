@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mllm_lit.adapters.base import AdapterError, whole
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.importance.sharding import local, shard_like
+from mllm_lit.tensors import local, shard_like
 
 if TYPE_CHECKING:
     from mllm_lit.adapters.base import Adapter

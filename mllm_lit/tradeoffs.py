@@ -412,7 +412,7 @@ def write_report(grid: Grid, folder: Path, page: Path) -> None:
     """
     from PIL import Image
 
-    from mllm_lit.callbacks.plots import scatter
+    from mllm_lit.plots import scatter
 
     files = [folder / f"{name}.json" for name in grid.methods]
     results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
@@ -433,7 +433,7 @@ def write_report(grid: Grid, folder: Path, page: Path) -> None:
 
 def series(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The Pareto plot: a point per method, the front joined, the WiSE-FT sweeps as a line of their own."""
-    from mllm_lit.callbacks.plots import Series
+    from mllm_lit.plots import Series
 
     rows = {row["method"]: row["scores"] for row in summarise(results)}
     places = {name: (scores["A_S"][0], scores["A_T"][0]) for name, scores in rows.items()}

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from mllm_lit.backbones import BackboneError, ComposedBackbone
-from mllm_lit.backbones.export import ExportError, export, probe, to_plain
-from mllm_lit.backbones.run import Tuned, load_tuned, read_backbone
+from mllm_lit.inference.export import ExportError, export, probe, to_plain
+from mllm_lit.inference.run import Tuned, load_tuned, read_backbone
 from mllm_lit.errors import UserError
 from tests.backbones.parts import save_llm, save_vision
 from tests.conftest import REPOSITORY
@@ -97,7 +97,7 @@ def test_a_chat_remembers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     both = capsys.readouterr().out
     call("ask", monkeypatch, *words, typed="what colour?\nyes or no?\n")
     assert capsys.readouterr().out == both
-    from mllm_lit.backbones.ask import Conversation
+    from mllm_lit.inference.ask import Conversation
 
     talk = Conversation(load_tuned("", run), [Path(picture)])
     answers = [talk.ask(question, 4) for question in ("what colour?", "yes or no?")]

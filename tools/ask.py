@@ -7,8 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mllm_lit.backbones.ask import Conversation
-from mllm_lit.backbones.run import load_tuned
+from mllm_lit.inference.ask import Conversation
+from mllm_lit.inference.run import load_tuned
 from mllm_lit.errors import plain_errors
 
 

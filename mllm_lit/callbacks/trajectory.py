@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mllm_lit.callbacks.plots import Series, scatter
+from mllm_lit.plots import Series, scatter
 
 Scores = Mapping[str, Mapping[str, float]]
 

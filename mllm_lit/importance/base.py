@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mllm_lit.errors import UserError
 from mllm_lit.importance.reference import Reference
-from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
+from mllm_lit.tensors import ShardSums, chunks, local, shard_like
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Passes on the items of an iterable whose length is known, and may draw a bar meanwhile."""

@@ -11,7 +11,7 @@ from mllm_lit.importance.base import Rule
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.seeding import generator
 from mllm_lit.importance.select import select_top
-from mllm_lit.importance.sharding import local
+from mllm_lit.tensors import local
 
 
 class ChildTuningF(Rule):

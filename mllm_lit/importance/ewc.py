@@ -10,7 +10,7 @@ from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.probing import self_generated
 from mllm_lit.importance.pull import Pull
-from mllm_lit.importance.sharding import local
+from mllm_lit.tensors import local
 
 
 class EWC(Pull):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mllm_lit.importance.base import Rule, RuleError
-from mllm_lit.importance.sharding import chunks, local
+from mllm_lit.tensors import chunks, local
 
 
 class FixedMask(Rule):

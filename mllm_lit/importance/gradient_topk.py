@@ -10,7 +10,7 @@ from mllm_lit.errors import in_range
 from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.select import select_top
-from mllm_lit.importance.sharding import sharded_dims
+from mllm_lit.tensors import sharded_dims
 
 
 class GradientTopK(FixedMask):

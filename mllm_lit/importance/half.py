@@ -6,7 +6,7 @@ from torch import Tensor
 from mllm_lit.errors import check_seed
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.sharding import local
+from mllm_lit.tensors import local
 
 
 class HalfFineTuning(Rule):

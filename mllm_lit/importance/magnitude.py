@@ -5,7 +5,7 @@ from typing import Literal
 from mllm_lit.errors import in_range
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.select import select_top
-from mllm_lit.importance.sharding import local
+from mllm_lit.tensors import local
 
 
 class MagnitudeMask(FixedMask):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mllm_lit.errors import in_range
 from mllm_lit.importance.base import Rule
-from mllm_lit.importance.sharding import chunks, local
+from mllm_lit.tensors import chunks, local
 
 
 class Pull(Rule):

@@ -7,7 +7,7 @@ import torch
 from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.sharding import shard_like
+from mllm_lit.tensors import shard_like
 
 
 class RandomMask(FixedMask):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllm_lit.errors import SettingError
-from mllm_lit.importance.sharding import ShardSums, chunks, local, shard_like
+from mllm_lit.tensors import ShardSums, chunks, local, shard_like
 
 _NARROW = (torch.bfloat16, torch.float16)
 _MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85)  # odd 63-bit multipliers, which make the sum below depend on every bit

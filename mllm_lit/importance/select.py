@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mllm_lit.importance.sharding import ShardSums, chunks, local
+from mllm_lit.tensors import ShardSums, chunks, local
 
 _DIGITS = 256
 

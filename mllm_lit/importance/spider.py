@@ -10,7 +10,7 @@ from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance import kernels
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.sharding import CHUNK, chunks, local
+from mllm_lit.tensors import CHUNK, chunks, local
 
 KEPT = 1 << 20
 """On a CPU, entries of a tensor whose mask is kept from the pass that sums it to the pass that applies it."""

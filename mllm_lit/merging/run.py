@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 from mllm_lit.backbones import Backbone
-from mllm_lit.backbones.export import export, needed_imports, to_plain
-from mllm_lit.backbones.run import load_tuned, run_config
+from mllm_lit.inference.export import export, needed_imports, to_plain
+from mllm_lit.inference.run import load_tuned, run_config
 from mllm_lit.callbacks import ForgettingCallback
-from mllm_lit.callbacks.importance import gradients
+from mllm_lit.importance.callback import gradients
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset

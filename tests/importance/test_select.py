@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mllm_lit.importance.select import select_top
-from mllm_lit.importance.sharding import ShardSums
+from mllm_lit.tensors import ShardSums
 
 
 def sorted_top(score: Tensor, count: int) -> Tensor:

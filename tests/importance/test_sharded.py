@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider, reference
-from mllm_lit.importance.sharding import local
+from mllm_lit.tensors import local
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,8 @@ from PIL import Image, ImageFile
 
 from mllm_lit.adapters import LoRA
 from mllm_lit.backbones import Backbone, LoadedBackbone
-from mllm_lit.backbones.ask import Conversation
-from mllm_lit.backbones.run import Tuned
+from mllm_lit.inference.ask import Conversation
+from mllm_lit.inference.run import Tuned
 from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.images import load_image
 from mllm_lit.data.lengths import row_lengths

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.callbacks.plots import heat_map
+from mllm_lit.plots import heat_map
 from mllm_lit.importance.base import BINS, Rule
 
 KEYS = ("selected", "mask", "overlap", "distance", "relative_distance")
