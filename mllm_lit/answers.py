@@ -2,7 +2,6 @@
 
 import inspect
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _logits(net: nn.Module, batch: Batch, keep: int) -> Tensor:
     inputs, model = dict(batch.inputs), bare_model(net)
-    if takes_positions(type(model)):
+    if "position_ids" in inspect.signature(model.forward).parameters:
         positions = family_of(model).position_ids(inputs["attention_mask"])
         inputs |= {} if positions is None else {"position_ids": positions}
     try:
@@ -86,12 +85,6 @@ def _logits(net: nn.Module, batch: Batch, keep: int) -> Tensor:
             "vision_feature_select_strategy to the vision encoder's."
         ) from error
     return logits[:, -keep:]
-
-
-@cache
-def takes_positions(kind: type) -> bool:
-    """Whether the ``forward`` of a class of models takes ``position_ids``."""
-    return "position_ids" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
 
 
 def greedy_answers(

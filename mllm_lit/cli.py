@@ -20,7 +20,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
 from mllm_lit.callbacks.run_directory import (
@@ -33,6 +32,7 @@ from mllm_lit.callbacks.run_directory import (
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
+from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import check_files, keep_null
 

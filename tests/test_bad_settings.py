@@ -15,8 +15,8 @@ from PIL import Image
 from torch._utils import ExceptionWrapper
 
 from mllm_lit.backbones import Backbone, BackboneError
-from mllm_lit.inference.run import read_backbone
 from mllm_lit.errors import SettingError, from_settings, plain_errors
+from mllm_lit.inference.run import read_backbone
 from mllm_lit.parsing import TrustError, only_trusted
 from mllm_lit.tasks.base import DatasetError
 from tests.conftest import REPOSITORY

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from mllm_lit.backbones import BackboneError, ComposedBackbone
+from mllm_lit.errors import UserError
 from mllm_lit.inference.export import ExportError, export, probe, to_plain
 from mllm_lit.inference.run import Tuned, load_tuned, read_backbone
-from mllm_lit.errors import UserError
 from tests.backbones.parts import save_llm, save_vision
 from tests.conftest import REPOSITORY
 

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from mllm_lit.errors import plain_errors
 from mllm_lit.inference.ask import Conversation
 from mllm_lit.inference.run import load_tuned
-from mllm_lit.errors import plain_errors
 
 
 def main() -> None:

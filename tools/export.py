@@ -7,9 +7,9 @@ written as it is: weights in their authors' own format, or parts of your choice,
 import argparse
 from pathlib import Path
 
+from mllm_lit.errors import plain_errors
 from mllm_lit.inference.export import export
 from mllm_lit.inference.run import load_tuned
-from mllm_lit.errors import plain_errors
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
-from mllm_lit.importance.log import log_rule
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule, RuleError
+from mllm_lit.importance.log import log_rule
 from mllm_lit.module import MLLMModule
 from mllm_lit.seed import Stream, stream_seed
 

@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.plots import heat_map
 from mllm_lit.importance.base import BINS, Rule
+from mllm_lit.plots import heat_map
 
 KEYS = ("selected", "mask", "overlap", "distance", "relative_distance")
 """What is logged of :meth:`Rule.statistics`."""

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mllm_lit.backbones.load import context
-from mllm_lit.inference.run import Tuned
 from mllm_lit.data.images import load_image
 from mllm_lit.data.prompt import ChatFormat, FormatError, chat_format
 from mllm_lit.data.sample import Turn
 from mllm_lit.errors import in_range
+from mllm_lit.inference.run import Tuned
 
 
 class Conversation:

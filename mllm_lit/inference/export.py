@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm_lit.inference.ask import prompt_inputs
 from mllm_lit.backbones.load import BackboneError
 from mllm_lit.backbones.quantize import refuse_if_quantized
-from mllm_lit.inference.run import Tuned
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Turn
 from mllm_lit.errors import writing
+from mllm_lit.inference.ask import prompt_inputs
+from mllm_lit.inference.run import Tuned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

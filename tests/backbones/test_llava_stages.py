@@ -25,8 +25,8 @@ FEW += ["--data.batch_size", "4", "--data.check_images", "false", "--model.max_n
 
 
 def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm_lit.inference.run import load_tuned
     from mllm_lit.cli import main
+    from mllm_lit.inference.run import load_tuned
 
     monkeypatch.setattr(sys, "argv", ["fit.py"])
     logs = tmp_path / "logs"

@@ -16,8 +16,8 @@ import torch
 
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
-from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
 from mllm_lit.backbones.callback import BackboneCallback, pictures_change
+from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule

@@ -14,11 +14,11 @@ import yaml
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
+from mllm_lit.callbacks.trajectory import trajectory
+from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from mllm_lit.importance.callback import ImportanceCallback, refuse_strategy, wanted_rows
 from mllm_lit.importance.log import combined
 from mllm_lit.plots import DARK, LIGHT, Series, heat_map, scatter, ticks
-from mllm_lit.callbacks.trajectory import trajectory
-from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow

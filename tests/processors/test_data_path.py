@@ -13,13 +13,13 @@ from PIL import Image, ImageFile
 
 from mllm_lit.adapters import LoRA
 from mllm_lit.backbones import Backbone, LoadedBackbone
-from mllm_lit.inference.ask import Conversation
-from mllm_lit.inference.run import Tuned
 from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.images import load_image
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.prompt import FormatError
 from mllm_lit.data.sample import EncodedImage, Sample, Turn
+from mllm_lit.inference.ask import Conversation
+from mllm_lit.inference.run import Tuned
 from mllm_lit.module import MLLMModule
 from tests.processors.beds import BEDS, Bed, bed, loaded, picture
 
