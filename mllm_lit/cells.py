@@ -13,7 +13,7 @@ from mllm_lit.cli import MLLMCLI, flatten
 
 ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path")
 """Settings that say where a run is kept, and files whose content is resolved into the rest."""
-NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights")
+NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights", "start_from")
 """Last names of settings that may name a file or folder."""
 
 

@@ -1,7 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypedDict, cast
 
 import lightning as L
@@ -22,6 +22,7 @@ from mllm_lit.importance.base import Rule
 from mllm_lit.importance.reference import Reference
 from mllm_lit.metrics.base import AnswerMetric
 from mllm_lit.seed import Stream, stream_seed
+from mllm_lit.start import How, RunPath, find_start
 from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
 
 
@@ -57,6 +58,12 @@ class MLLMModule(L.LightningModule):
         betas: AdamW's.
         eps: AdamW's.
         max_new_tokens: Longest generated answer; ``None`` takes each task's own.
+        start_from: Directory of a finished run of the same backbone to start from; ``None`` for the backbone alone.
+        start: ``keep`` goes on training that run's adapter; ``merge`` folds it into the weights and puts the new
+            adapter on top.
+
+    Raises:
+        SettingError: ``start_from`` is no finished run, or the runs that it started from are not there.
     """
 
     def __init__(
@@ -70,6 +77,8 @@ class MLLMModule(L.LightningModule):
         eps: float = 1e-8,
         max_new_tokens: int | None = None,
         vision_cache: VisionCache | None = None,
+        start_from: RunPath | str | None = None,
+        start: How = "keep",
     ) -> None:
         super().__init__()
         self.vision_cache = vision_cache
@@ -78,9 +87,13 @@ class MLLMModule(L.LightningModule):
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
         self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)
         self.max_new_tokens = in_range("model.max_new_tokens", max_new_tokens, 1)
+        self.start = find_start(start_from, start)
+        self.start_identity = ""
+        """Tells the weights at the start from those of ``loaded``, where an adapter is gone on with."""
         self.loaded: LoadedBackbone | None = None
         self.net: nn.Module | None = None
-        self.reference: Reference | None = None
+        self.reference: Mapping[str, Tensor] | None = None
+        """θ0 by name, where it is not what the parameters hold when training begins."""
         # Checkpoints hold trainable tensors only; `on_load_checkpoint` demands exactly those.
         self.strict_loading = False
         self.on_checkpoint: Callable[[dict[str, Any]], None] | None = None
@@ -103,11 +116,14 @@ class MLLMModule(L.LightningModule):
         precision = str(self._trainer.precision) if self._trainer is not None else None
         if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
             self.backbone.dtype = "float32"
-        self.loaded = self.backbone.load()
+        from_base = self.importance is not None and self.importance.needs_reference and self.importance.from_base
+        self.loaded = self.start.load(self.backbone, self.adapter if from_base else None)
         # The adapter's initialisation must not depend on what drew random numbers before it.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(Stream.ADAPTER))
             self.net = self.adapter.attach(self.loaded)
+        self.reference = self.start.fill(self.loaded, self.adapter, self.net)
+        self.start_identity = self.start.identity(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
         if self.vision_cache is not None:
@@ -119,6 +135,11 @@ class MLLMModule(L.LightningModule):
         self._family = family_of(self.loaded.model)
         self._stop_ids = chat_format(self.loaded.processor).stop_ids(self.loaded.model.generation_config)
         self._positions = "position_ids" in inspect.signature(self.loaded.model.forward).parameters
+
+    @property
+    def starts_from_adapter(self) -> bool:
+        """Whether the model before training is the backbone with an adapter that another run has trained."""
+        return self.start.kept is not None
 
     @property
     def processor(self) -> Any:
@@ -360,6 +381,7 @@ class MLLMModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint["mllm_lit"] = {
             "backbone": self._loaded.identity,
+            "start": self.start_identity,
             "backbone_path": str(self.backbone.path),
             "adapter": type(self.adapter).__name__,
             "label_tokens": self.label_tokens,
@@ -382,6 +404,11 @@ class MLLMModule(L.LightningModule):
                 f"this run has {str(self.backbone.path)!r} ({self._loaded.identity[:12]}). Its tensors mean nothing "
                 "on other weights: resume with --model.backbone set to that backbone."
             )
+        if own.get("start", "") != self.start_identity:
+            raise SettingError(
+                f"The checkpoint's run {started(own.get('start', ''))}, this one {started(self.start_identity)}. Resume "
+                "with the model.start_from and model.start of that run; the folder may lie elsewhere by now."
+            )
         mine = {f"net.{name}": tuple(p.shape) for name, p in self.trainable()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
         if mine != theirs:
@@ -395,9 +422,16 @@ class MLLMModule(L.LightningModule):
         if self.on_checkpoint is not None:
             self.on_checkpoint(checkpoint)
         if self.importance is not None and self.importance.needs_reference:
-            # θ0 is what the parameters hold now: the checkpoint's weights come right after this.
-            self.reference = Reference.capture(dict(self.trainable()), None, self.importance.reference_on)
+            # Else θ0 is what the parameters hold now: the checkpoint's weights come right after this.
+            values, on = self.reference, self.importance.reference_on
+            if not isinstance(values, Reference):
+                self.reference = Reference.capture(dict(self.trainable()), values, on)
         self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]
+
+
+def started(identity: str) -> str:
+    """From where a run went on, for a message."""
+    return f"went on with the adapter {identity[:12]}" if identity else "began with a new adapter"
 
 
 def replay_sums(nll: Tensor, counts: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

@@ -68,13 +68,10 @@ class Adapter(ABC):
         model, layout = loaded.model, loaded.layout
         model.requires_grad_(False)
         parameters = dict(model.named_parameters())
-        names = self.names_to_open(model, layout)
+        names = self.opens(model, layout)
         if self.connector == "tuned":
-            connector = [name for name in parameters if layout.role_of(name) == "connector"]
-            if not connector:
-                raise AdapterError(f"connector: tuned, but {type(model).__name__} has none. Set connector: frozen.")
+            connector = (name for name in names if layout.role_of(name) == "connector")
             self._connector_at_attach = {name: snapshot(parameters[name]) for name in connector}
-            names = [*names, *connector]
         self.layout, self.identity, self.opened = layout, loaded.identity, frozenset(names)
         self.bare_names = frozenset(model.state_dict())
         module = self.wrap(model, layout)
@@ -89,6 +86,20 @@ class Adapter(ABC):
             for path in layout.vision:
                 model.get_submodule(path).eval()
         return module
+
+    def opens(self, model: "nn.Module", layout: Layout) -> list[str]:
+        """The backbone's own parameters that are trained.
+
+        Raises:
+            AdapterError: The connector is to be tuned and the backbone has none.
+        """
+        names = self.names_to_open(model, layout)
+        if self.connector != "tuned":
+            return names
+        connector = [name for name, _ in model.named_parameters() if layout.role_of(name) == "connector"]
+        if not connector:
+            raise AdapterError(f"connector: tuned, but {type(model).__name__} has none. Set connector: frozen.")
+        return [*names, *connector]
 
     def names_to_open(self, model: "nn.Module", layout: Layout) -> list[str]:
         """The backbone's own parameters that are trained, the connector's aside."""
@@ -184,6 +195,12 @@ class Adapter(ABC):
         from mllm_lit.adapters.files import save_adapter
 
         save_adapter(self, model, Path(folder), is_main)
+
+    def go_on_from(self, loaded: "LoadedBackbone", module: "nn.Module", folder: Path) -> None:
+        """Train on from what a run has left; see :func:`mllm_lit.adapters.merge.go_on_from`."""
+        from mllm_lit.adapters.merge import go_on_from
+
+        go_on_from(self, module, folder)
 
     @staticmethod
     def load(loaded: "LoadedBackbone", folder: str | Path) -> "nn.Module":

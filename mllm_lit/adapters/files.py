@@ -17,13 +17,13 @@ from mllm_lit import __version__
 from mllm_lit.adapters.base import Adapter, AdapterError, whole
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor, nn
 
     from mllm_lit.backbones.load import LoadedBackbone
 
 CONNECTOR_FILE = "connector.safetensors"
 DELTA_FILE = "delta.safetensors"
+PEFT_CONFIG = "adapter_config.json"
 INFO_FILE = "mllm_lit.json"
 
 
@@ -78,12 +78,12 @@ def load_adapter(loaded: "LoadedBackbone", folder: Path) -> "nn.Module":
     files = [folder / CONNECTOR_FILE, folder / DELTA_FILE]
     tensors = {name: tensor for file in files if file.is_file() for name, tensor in read_tensors(file).items()}
     model: nn.Module = loaded.model
-    if (folder / "adapter_config.json").is_file():
+    if (folder / PEFT_CONFIG).is_file():
         # Before the adapter goes in, so that an initialisation that reads the weights sees those of the backbone.
         _assign(model, tensors, loaded, folder)
         if not isinstance(model, PeftModel):
             return PeftModel.from_pretrained(model, str(folder)).eval()
-        _fill(model, folder)
+        fill(model, folder)
         return model
     if not tensors:
         raise AdapterError(f"{folder} holds neither adapter_config.json nor {CONNECTOR_FILE} nor {DELTA_FILE}.")
@@ -97,15 +97,25 @@ def check_backbone(folder: Path, identity: str) -> None:
     Raises:
         AdapterError: The folder has no ``mllm_lit.json``, or the identity in it is another.
     """
-    file = folder / INFO_FILE
-    if not file.is_file():
-        raise AdapterError(f"{folder} has no {INFO_FILE}: it is not a folder that a run of this project has written.")
-    trained_on = json.loads(file.read_text(encoding="utf-8"))["backbone"]
+    trained_on = read_info(folder)["backbone"]
     if trained_on != identity:
         raise AdapterError(
             f"{folder} was trained on the backbone {trained_on[:12]}, the one loaded is {identity[:12]}: "
             "their weights or their architecture differ. Load the backbone that the run's config names."
         )
+
+
+def read_info(folder: Path) -> dict[str, str]:
+    """What a folder says of itself: ``backbone`` (an identity), ``adapter`` (a class) and versions.
+
+    Raises:
+        AdapterError: It has no ``mllm_lit.json``.
+    """
+    file = folder / INFO_FILE
+    if not file.is_file():
+        raise AdapterError(f"{folder} has no {INFO_FILE}: it is not a folder that a run of this project has written.")
+    info: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return info
 
 
 def read_tensors(file: Path) -> "dict[str, Tensor]":
@@ -114,7 +124,7 @@ def read_tensors(file: Path) -> "dict[str, Tensor]":
         return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
 
 
-def _fill(model: "PeftModel", folder: Path) -> None:
+def fill(model: Any, folder: Path) -> None:
     """Give an adapter that is attached already the values in a folder."""
     from peft import load_peft_weights, set_peft_model_state_dict
 

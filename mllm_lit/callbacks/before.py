@@ -70,7 +70,7 @@ def facts(trainer: L.Trainer, module: MLLMModule) -> dict[str, Any]:
     sets = [(data.tasks[name], rows) for name, rows in data.eval_rows["test"].items()]
     collate = Collate(module.processor, module.max_length, with_prompt=True)
     return {
-        "backbone": [module.loaded.identity, settings, digest(dtypes(module))],
+        "backbone": [module.loaded.identity, module.start_identity, settings, digest(dtypes(module))],
         "sets": set_digests(trainer, module, "test"),
         "first rows": digest(part for _, rows in sets for part in seen(collate, rows[0])),
         "batch": data.eval_batch_size,

@@ -1,7 +1,7 @@
 """Scores the target and the held-out sources before, during and after training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,9 @@ class ForgettingCallback(L.Callback):
                     f"rows, scorer or length of answers), so the scores {again}."
                 )
             if changed and phase == "test":
-                # Modules of the adapter's own are switched off for it, so only the backbone's tensors matter.
-                own = module.adapter.attached_layout().base_name
-                named = ((name, p) for name, p in module.trainable() if own(name) in module.adapter.bare_names)
+                # Modules of a new adapter are switched off for it, so only the backbone's tensors matter.
+                own, every = module.adapter.attached_layout().base_name, module.starts_from_adapter
+                named = ((n, p) for n, p in module.trainable() if every or own(n) in module.adapter.bare_names)
                 self._untrained = {name: p.detach().clone() for name, p in named}
                 self.before = None
             if changed and phase == "val":
@@ -115,7 +115,8 @@ class ForgettingCallback(L.Callback):
                     draw_answers(trainer, answers)
                 return trainer.strategy.broadcast(scores if trainer.is_global_zero else {})
         # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
-        with module.adapter.without_new_modules(module.net):  # type: ignore[arg-type]
+        off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)  # type: ignore[arg-type]
+        with off:
             scores = self._test(trainer, "before")
         if self.kept is not None and place is not None and trainer.is_global_zero:
             self.kept.save(place, scores, predictions)

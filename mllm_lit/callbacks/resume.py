@@ -28,9 +28,11 @@ FREE = (
     "model.backbone.path",
     "model.backbone.revision",
     "model.max_new_tokens",
+    "model.start",
+    "model.start_from",
     "model.vision_cache",
 )
-"""Without effect on the weights (a backbone is known by its weights, wherever they lie)."""
+"""Without effect on the weights (a backbone and a run to start from are known by their weights, wherever they lie)."""
 WINS = (
     "data.root",
     "model.adapter.connector_lr",

@@ -41,6 +41,9 @@ class Rule:
     Args:
         reference_on: Where θ0 is kept: ``device``, ``host`` or the path of a file to map
             (:meth:`Reference.capture`). Rules without use for θ0 keep none.
+        reference: What θ0 is in a run that starts from another: ``start``, what the parameters hold when training
+            begins, or ``base``, what they held in the backbone before any run (tensors that the adapter created: when
+            it was attached). It is for whoever calls :meth:`attach` to give the values of ``base``.
     """
 
     needs_reference: bool = False
@@ -50,8 +53,10 @@ class Rule:
     batch_size: int | None = None
     """Rows of a batch whose gradient :meth:`prepare` wants; ``None`` leaves it to the loop."""
 
-    def __init__(self, reference_on: str = "device") -> None:
-        self.reference_on = reference_on
+    def __init__(self, reference_on: str = "device", reference: Literal["start", "base"] = "start") -> None:
+        if reference not in ("start", "base"):
+            raise RuleError(f"importance.reference is {reference!r}; expected start or base.")
+        self.reference_on, self.from_base = reference_on, reference == "base"
         self.optimizer: Optimizer
         self.parameters: dict[str, nn.Parameter] = {}
         self.frozen: dict[str, Tensor] = {}

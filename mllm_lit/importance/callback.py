@@ -57,6 +57,8 @@ class ImportanceCallback(L.Callback):
         # Lightning runs the backward pass inside optimizer.step(), so the loop itself says when gradients are ready.
         named = pl_module.net.named_parameters()
         rule.attach(trainer.optimizers[0], named, pl_module.reference, before_step="caller")
+        if pl_module.reference is not None:
+            pl_module.reference = rule.reference  # once
         say_what_reference_is(rule, pl_module)
         if self._state is not None:
             rule.load_state_dict(self._state)
@@ -127,7 +129,16 @@ def say_what_reference_is(rule: Rule, module: MLLMModule) -> None:
     assert module.net is not None
     own = {id(parameter) for parameter in module.adapter.opened_parameters(module.net).values()}
     created = [name for name, parameter in rule.parameters.items() if id(parameter) not in own]
-    if rule.needs_reference and created:
+    if not rule.needs_reference:
+        return
+    if module.start.any:
+        where = (
+            "in the backbone, before any run" if rule.from_base else "at the start, as the runs before have left them"
+        )
+        rank_zero_info(f"θ0 of {type(rule).__name__} is what the trained tensors held {where} (importance.reference).")
+    if created and module.starts_from_adapter and not rule.from_base:
+        return
+    if created:
         rank_zero_info(
             f"{len(created)} of the {len(rule.parameters)} trainable tensors were created by "
             f"{type(module.adapter).__name__}. Their θ0 is what they held when they were attached, not knowledge of "

@@ -55,7 +55,7 @@ class ChildTuningD(FixedMask):
         trained: Share of all entries that trains.
         batches: How many squared gradients are averaged. Rows are taken one by one, as the Fisher information wants.
         apply: See :class:`FixedMask`.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     needs_data = "target"
@@ -66,9 +66,9 @@ class ChildTuningD(FixedMask):
         trained: float = 0.3,
         batches: int = 128,
         apply: Literal["weights", "gradients"] = "weights",
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(apply, reference_on)
+        super().__init__(apply, **shared)
         self.trained_share = in_range("importance.trained", trained, 0, 1)
         self.batches = in_range("importance.batches", batches, 1)
 

@@ -35,7 +35,7 @@ class ModelDowser(FixedMask):
         batch: Texts per forward pass.
         seed: Of texts and signs; ``None`` takes the run's seed.
         apply: See :class:`FixedMask`; the published one is ``gradients`` at weight decay 0.
-        reference_on: Where θ0 is kept, with ``weights``; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     needs_data = "model"
@@ -49,9 +49,9 @@ class ModelDowser(FixedMask):
         batch: int = 4,
         seed: int | None = None,
         apply: Literal["weights", "gradients"] = "gradients",
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(apply, reference_on)
+        super().__init__(apply, **shared)
         self.trained_share = in_range("importance.trained", trained, 0, 1)
         self.prompts, self.probes = in_range("importance.prompts", prompts, 1), in_range("importance.probes", probes, 1)
         self.length, self.batch = in_range("importance.length", length, 1), in_range("importance.batch", batch, 1)

@@ -24,7 +24,7 @@ class EWC(Pull):
         rows: How many.
         form: ``loss`` or ``decoupled``; see :class:`Pull`.
         seed: Of the generated text; ``None`` takes the run's seed.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     batch_size = 1
@@ -36,9 +36,9 @@ class EWC(Pull):
         rows: int = 256,
         form: Literal["loss", "decoupled"] = "loss",
         seed: int | None = None,
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(strength, form, reference_on)
+        super().__init__(strength, form, **shared)
         self.rows, self.seed = in_range("importance.rows", rows, 1), check_seed("importance.seed", seed)
         self.needs_data = "source" if fisher == "source" else "model"
 

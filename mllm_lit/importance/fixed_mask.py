@@ -1,7 +1,7 @@
 """Rules that choose once which entries train and keep all others at θ0."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ class FixedMask(Rule):
             keeping θ0; ``gradients`` zeroes gradients before it, which keeps a weight where it is only without weight
             decay and with an elementwise optimizer (AdamW, SGD) whose moments start at zero. Clipping then sees the
             masked gradient.
-        reference_on: Where θ0 is kept; see :class:`Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
-    def __init__(self, apply: Literal["weights", "gradients"] = "weights", reference_on: str = "device") -> None:
-        super().__init__(reference_on)
+    def __init__(self, apply: Literal["weights", "gradients"] = "weights", **shared: Any) -> None:
+        super().__init__(**shared)
         self.apply = apply
         self.needs_reference = apply == "weights"
 

@@ -21,7 +21,7 @@ class GradientTopK(FixedMask):
         scope: ``tensor`` (SIFT), or ``row``: at least one entry of every row of a matrix (GPS).
         batches: How many the gradient is summed over.
         apply: See :class:`FixedMask`.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     needs_data = "target"
@@ -32,9 +32,9 @@ class GradientTopK(FixedMask):
         scope: Literal["tensor", "row"] = "tensor",
         batches: int = 1,
         apply: Literal["weights", "gradients"] = "weights",
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(apply, reference_on)
+        super().__init__(apply, **shared)
         self.trained_share, self.scope = in_range("importance.trained", trained, 0, 1), scope
         self.batches = in_range("importance.batches", batches, 1)
 

@@ -1,6 +1,6 @@
 """L2-SP (Li et al., ICML 2018, arXiv 1802.01483): a quadratic pull towards the starting point."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from mllm_lit.importance.pull import Pull
 
@@ -11,10 +11,8 @@ class L2SP(Pull):
     Args:
         strength: α of the paper.
         form: ``loss`` or ``decoupled``; see :class:`Pull`.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
-    def __init__(
-        self, strength: float = 0.1, form: Literal["loss", "decoupled"] = "loss", reference_on: str = "device"
-    ) -> None:
-        super().__init__(strength, form, reference_on)
+    def __init__(self, strength: float = 0.1, form: Literal["loss", "decoupled"] = "loss", **shared: Any) -> None:
+        super().__init__(strength, form, **shared)

@@ -1,6 +1,6 @@
 """Magnitude mask: SPIDER's ablation by weights alone (arXiv 2411.10928)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from mllm_lit.errors import in_range
 from mllm_lit.importance.fixed_mask import FixedMask
@@ -14,16 +14,16 @@ class MagnitudeMask(FixedMask):
     Args:
         frozen: Share of each tensor that stays at θ0.
         apply: See :class:`FixedMask`.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     def __init__(
         self,
         frozen: float = 0.5,
         apply: Literal["weights", "gradients"] = "weights",
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(apply, reference_on)
+        super().__init__(apply, **shared)
         self.frozen_share = in_range("importance.frozen", frozen, 0, 1)
 
     def start(self) -> None:

@@ -1,6 +1,6 @@
 """Rules that pull the weights towards θ0 with a strength per entry."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,15 +18,13 @@ class Pull(Rule):
         form: ``loss`` adds the term's gradient to every optimizer step's, once and before clipping, which is what
             adding the term to the loss does, without a graph. ``decoupled`` leaves the gradient alone and moves the
             weight itself after the step, ``θ ← θ − min(1, lr·strength·F)·(θ − θ0)``, as AdamW does with decay.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     needs_reference = True
 
-    def __init__(
-        self, strength: float, form: Literal["loss", "decoupled"] = "loss", reference_on: str = "device"
-    ) -> None:
-        super().__init__(reference_on)
+    def __init__(self, strength: float, form: Literal["loss", "decoupled"] = "loss", **shared: Any) -> None:
+        super().__init__(**shared)
         # Below 0 it would push away from θ0.
         self.strength, self.form = in_range("importance.strength", strength, 0), form
 

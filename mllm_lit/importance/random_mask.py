@@ -1,6 +1,6 @@
 """Random mask: what choosing by chance achieves."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,7 +17,7 @@ class RandomMask(FixedMask):
         trained: The probability.
         seed: ``None`` takes the run's seed. A tensor's mask depends on the seed and its name alone.
         apply: See :class:`FixedMask`.
-        reference_on: Where θ0 is kept; see :class:`~mllm_lit.importance.base.Rule`.
+        **shared: Of θ0; see :class:`~mllm_lit.importance.base.Rule`.
     """
 
     def __init__(
@@ -25,9 +25,9 @@ class RandomMask(FixedMask):
         trained: float = 0.5,
         seed: int | None = None,
         apply: Literal["weights", "gradients"] = "weights",
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(apply, reference_on)
+        super().__init__(apply, **shared)
         self.trained_share = in_range("importance.trained", trained, 0, 1)
         self.seed = check_seed("importance.seed", seed)
 

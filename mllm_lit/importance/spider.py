@@ -47,7 +47,7 @@ class Spider(Rule):
         seed: Of that rounding; ``None`` takes the run's seed.
         compile: Fuse each pass with ``torch.compile``. ``None`` does so on CUDA; on a CPU the chunked passes are as
             fast, and elsewhere eager ones are the safe choice.
-        reference_on: ``device``, ``host``, or a file to map; see :class:`Rule`.
+        **shared: Of θ0; see :class:`Rule`.
     """
 
     needs_reference = True
@@ -63,9 +63,9 @@ class Spider(Rule):
         accumulator: Literal["float32", "bfloat16"] = "float32",
         seed: int | None = None,
         compile: bool | None = None,
-        reference_on: str = "device",
+        **shared: Any,
     ) -> None:
-        super().__init__(reference_on)
+        super().__init__(**shared)
         self.importance = importance
         self.mask_form = mask
         self.blend = blend

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mllm_lit.adapters.base import AdapterError
+from mllm_lit.adapters.merge import merged
 from mllm_lit.backbones.load import BackboneError
-from mllm_lit.backbones.quantize import refuse_if_quantized
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Turn
 from mllm_lit.errors import writing
@@ -31,19 +32,10 @@ def merge(tuned: Tuned) -> "PreTrainedModel":
         ExportError: The adapter is no update of weights.
         QuantizationError: The weights are packed integers.
     """
-    model: Any = tuned.loaded.model
-    refuse_if_quantized(model, "Merging an adapter")
-    module: Any = tuned.module
-    if module is model:
-        return module
-    kind = next(iter(module.peft_config.values())).peft_type
     try:
-        return module.merge_and_unload()
-    except (AttributeError, ValueError) as error:
-        raise ExportError(
-            f"An adapter of the type {getattr(kind, 'value', kind)} adds computations, not an update of the weights, "
-            "so it cannot be merged into them. Use the backbone and the run's adapter/ folder with peft.PeftModel."
-        ) from error
+        return merged(tuned.loaded, tuned.module)
+    except AdapterError as error:
+        raise ExportError(f"{error} Use the backbone and the run's adapter/ folder with peft.PeftModel.") from error
 
 
 def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.start import find_start, run_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,7 @@ def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), 
     Raises:
         BackboneError: The folder is not of a finished run, or the backbone cannot be loaded.
         AdapterError: The adapter is of another backbone.
+        SettingError: A run that it started from is not where its configuration says.
         TrustError: The run's configuration names a class of a module that is not trusted.
     """
     if run is None:
@@ -76,34 +78,9 @@ def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), 
     config = run_config(run)
     # A new connector was drawn with the run's seed.
     os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
+    start = find_start(config["model"].get("start_from"), config["model"].get("start", "keep"), run)
     with only_trusted(run / "config.yaml", config["model"]["backbone"], trust):
         backbone = read_backbone(config["model"]["backbone"], **overrides)
         refuse_remote(run / "config.yaml", backbone, trust)
-        loaded = backbone.load()
+        loaded = start.load(backbone)
     return Tuned(loaded, Adapter.load(loaded, run / "adapter").eval())
-
-
-def run_config(run: Path) -> dict[str, Any]:
-    """The resolved configuration of a finished run.
-
-    Raises:
-        BackboneError: The folder is none.
-    """
-    import yaml
-
-    missing = [name for name in ("config.yaml", "adapter") if not (run / name).exists()]
-    if missing:
-        there = sorted(entry.name for entry in run.iterdir()) if run.is_dir() else "it does not exist"
-        raise BackboneError(
-            f"{run} is no directory of a finished run: {' and '.join(missing)} not found ({there}). Expected is what "
-            "tools/fit.py names at its end, such as logs/scienceqa_lora/version_0."
-        )
-    file = run / "config.yaml"
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BackboneError(f"{file} is no readable YAML: {' '.join(str(error).split())}") from error
-    parts = ("seed_everything", "model", "data", "trainer")
-    if not isinstance(config, dict) or not config.keys() >= set(parts) or "backbone" not in (config["model"] or ()):
-        raise BackboneError(f"{file} is not what a run writes: expected settings of {', '.join(parts)}.")
-    return config

@@ -51,6 +51,12 @@ class Finished(Adapter):
         loaded.model.eval()  # type: ignore[no-untyped-call]
         return loaded.model
 
+    def go_on_from(self, loaded: "LoadedBackbone", module: "nn.Module", folder: Path) -> None:
+        """The run went on with the adapter in ``folder``, so that θ0 is the backbone with that one merged."""
+        assign(loaded.model, self.before)
+        self.before |= changed_weights(loaded, folder)[1]
+        assign(loaded.model, self.after)
+
     def wrap(self, model: "nn.Module", layout: "Layout") -> "nn.Module":
         """Nothing is added; see :meth:`Adapter.wrap`."""
         return model

@@ -1,0 +1,208 @@
+"""Where a run starts from: a backbone as it is, or as other runs have left it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import register_type
+
+from mllm_lit.adapters.base import Adapter, AdapterError, snapshot
+from mllm_lit.adapters.files import check_backbone
+from mllm_lit.adapters.merge import identity_with, merge_into
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+How = Literal["keep", "merge"]
+SEED = "PL_GLOBAL_SEED"
+
+
+class RunPath(str):
+    """A run directory, absolute, so that it is found from wherever the configuration that names it is read."""
+
+    def __new__(cls, path: str | Path) -> "RunPath":
+        """Make it absolute."""
+        return super().__new__(cls, Path(path).expanduser().absolute())
+
+
+register_type(RunPath)
+
+
+@dataclass
+class Start:
+    """What a run is trained on.
+
+    Attributes:
+        merged: Run directories whose adapters become part of the backbone's weights, in order.
+        kept: The run whose adapter is trained on; ``None`` for a new one.
+        seed: Of the first run of all, with which a new connector was drawn; ``None`` for this run's.
+    """
+
+    merged: tuple[Path, ...] = ()
+    kept: Path | None = None
+    seed: int | None = None
+    _before: "dict[str, Tensor] | None" = field(default=None, repr=False)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is another run."""
+        return self.kept is not None or bool(self.merged)
+
+    def load(self, backbone: Backbone, remember: Adapter | None = None) -> LoadedBackbone:
+        """The backbone with everything merged.
+
+        Args:
+            backbone: The one that the first run was trained on.
+            remember: An adapter, of whose tensors the values before any start are kept for :meth:`before`.
+
+        Raises:
+            SettingError: A run was trained on another backbone, or the weights are packed integers.
+            AdapterError: An adapter is no update of weights.
+        """
+        if self.merged and backbone.quantization is not None:
+            raise SettingError(
+                f"model.start: merge changes weights, and those of a backbone in {backbone.quantization} are packed "
+                "integers. Drop model.backbone.quantization, or set model.start: keep."
+            )
+        with seeded(self.seed):
+            loaded = backbone.load()
+        if remember is not None:
+            parameters = dict(loaded.model.named_parameters())
+            self._before = {n: snapshot(parameters[n]) for n in remember.opens(loaded.model, loaded.layout)}
+        for run in self.merged:
+            self._check(run, backbone, loaded)
+            merge_into(loaded, run / "adapter")
+        if self.kept is not None:
+            self._check(self.kept, backbone, loaded)
+        return loaded
+
+    def fill(self, loaded: LoadedBackbone, adapter: Adapter, module: "nn.Module") -> "dict[str, Tensor] | None":
+        """Put what the run that is gone on with has trained into a new adapter.
+
+        Args:
+            loaded: What :meth:`load` gave.
+            adapter: Attached to it.
+            module: What its ``attach`` returned.
+
+        Returns:
+            By name in ``module``, what all that trains held before any start: the backbone's own tensors what they
+            hold there, new ones what they were made with. ``None`` where nothing was to be remembered.
+
+        Raises:
+            AdapterError: The adapter is of another kind or shape than the run's.
+        """
+        before = None
+        if self._before is not None:
+            trained = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+            own = {name: self._before.get(loaded.layout.base_name(name)) for name, _ in trained}
+            parameters = dict(module.named_parameters())
+            before = {name: snapshot(parameters[name]) if value is None else value for name, value in own.items()}
+            self._before = None
+        if self.kept is not None:
+            adapter.go_on_from(loaded, module, self.kept / "adapter")
+        return before
+
+    def identity(self, loaded: LoadedBackbone) -> str:
+        """What tells the weights at the start from those of ``loaded``: nothing, unless an adapter is gone on with."""
+        return "" if self.kept is None else identity_with(loaded.identity, self.kept / "adapter")
+
+    def _check(self, run: Path, backbone: Backbone, loaded: LoadedBackbone) -> None:
+        try:
+            check_backbone(run / "adapter", loaded.identity)
+        except AdapterError as error:
+            theirs = run_config(run)["model"]["backbone"]
+            raise SettingError(
+                f"model.start_from: {run} was trained on the backbone {theirs}, which is not the one here "
+                f"({backbone.path!r}). Give model.backbone the settings that it has there. ({error})"
+            ) from error
+
+
+def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None) -> Start:
+    """Follow where a run starts from to the first run of all; nothing but settings is read.
+
+    Args:
+        run: The directory of a finished run; ``None`` for the backbone as it is.
+        how: ``keep`` goes on with its adapter, ``merge`` makes it part of the weights.
+        of: The finished run whose settings say so; ``None`` for the one that begins.
+
+    Raises:
+        SettingError: A run is missing, is not finished, or starts from itself.
+    """
+    kept = Path(run).expanduser().absolute() if run is not None and how == "keep" else None
+    seed, merged = None, []
+    chain = [] if of is None else [of.absolute()]
+    while run is not None:
+        if how not in ("keep", "merge"):
+            raise SettingError(f"model.start is {how!r}; expected keep or merge.")
+        folder = Path(run).expanduser().absolute()
+        again = any(folder.resolve() == link.resolve() for link in chain)
+        chain.append(folder)
+        if again:
+            raise SettingError(
+                f"model.start_from: {named(chain)} is a circle. Start from a run that ends at a backbone."
+            )
+        config = _config_of(chain)
+        merged += [folder] if how == "merge" else []
+        seed, model = config["seed_everything"], config["model"]
+        run, how = model.get("start_from"), model.get("start", "keep")
+    return Start(tuple(reversed(merged)), kept, seed)
+
+
+def _config_of(chain: list[Path]) -> dict[str, Any]:
+    """The settings of the last of some runs that start from each other."""
+    try:
+        return run_config(chain[-1])
+    except BackboneError as error:
+        where = f" Or, if it was moved, write its new place into {chain[-2]}/config.yaml." if len(chain) > 1 else ""
+        raise SettingError(f"model.start_from: {named(chain)}: {error}{where}") from error
+
+
+def named(chain: list[Path]) -> str:
+    """Runs in a message, the last one to start first."""
+    return ", which starts from ".join(str(run) for run in chain)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Within it, the run's seed is another; ``None`` leaves it."""
+    before = os.environ.get(SEED)
+    if seed is not None:
+        os.environ[SEED] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SEED, None)
+        else:
+            os.environ[SEED] = before
+
+
+def run_config(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a finished run.
+
+    Raises:
+        BackboneError: The folder is none.
+    """
+    import yaml
+
+    missing = [name for name in ("config.yaml", "adapter") if not (run / name).exists()]
+    if missing:
+        there = sorted(entry.name for entry in run.iterdir()) if run.is_dir() else "it does not exist"
+        raise BackboneError(
+            f"{run} is no directory of a finished run: {' and '.join(missing)} not found ({there}). Expected is what "
+            "tools/fit.py names at its end, such as logs/scienceqa_lora/version_0."
+        )
+    file = run / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BackboneError(f"{file} is no readable YAML: {' '.join(str(error).split())}") from error
+    parts = ("seed_everything", "model", "data", "trainer")
+    if not isinstance(config, dict) or not config.keys() >= set(parts) or "backbone" not in (config["model"] or ()):
+        raise BackboneError(f"{file} is not what a run writes: expected settings of {', '.join(parts)}.")
+    return config
