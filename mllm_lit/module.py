@@ -406,8 +406,8 @@ class MLLMModule(L.LightningModule):
             )
         if own.get("start", "") != self.start_identity:
             raise SettingError(
-                f"The checkpoint's run {started(own.get('start', ''))}, this one {started(self.start_identity)}. Resume "
-                "with the model.start_from and model.start of that run; the folder may lie elsewhere by now."
+                f"The checkpoint's run {started(own.get('start', ''))}, this one {started(self.start_identity)}. "
+                "Resume with the model.start_from and model.start of that run; the folder may lie elsewhere by now."
             )
         mine = {f"net.{name}": tuple(p.shape) for name, p in self.trainable()}
         theirs = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}

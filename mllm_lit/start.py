@@ -143,9 +143,7 @@ def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None
         again = any(folder.resolve() == link.resolve() for link in chain)
         chain.append(folder)
         if again:
-            raise SettingError(
-                f"model.start_from: {named(chain)} is a circle. Start from a run that ends at a backbone."
-            )
+            raise SettingError(f"model.start_from: {named(chain)}: that is a circle. Start from another run.")
         config = _config_of(chain)
         merged += [folder] if how == "merge" else []
         seed, model = config["seed_everything"], config["model"]

@@ -164,11 +164,8 @@ def _shapes(tensors: Any) -> Shapes:
 
 def _same_shapes(stored: Shapes, mine: Shapes, folder: Path) -> None:
     missing, extra = sorted(mine.keys() - stored.keys()), sorted(stored.keys() - mine.keys())
-    other = [
-        f"{name} {stored[name]}, here {mine[name]}"
-        for name in sorted(mine)
-        if stored.get(name, mine[name]) != mine[name]
-    ]
+    both = sorted(stored.keys() & mine.keys())
+    other = [f"{name} {stored[name]}, here {mine[name]}" for name in both if stored[name] != mine[name]]
     if missing or extra or other:
         raise AdapterError(
             f"{folder} does not fit what this run trains: {len(missing)} tensors are not in it {missing[:3]}, "

@@ -132,10 +132,8 @@ def say_what_reference_is(rule: Rule, module: MLLMModule) -> None:
     if not rule.needs_reference:
         return
     if module.start.any:
-        where = (
-            "in the backbone, before any run" if rule.from_base else "at the start, as the runs before have left them"
-        )
-        rank_zero_info(f"θ0 of {type(rule).__name__} is what the trained tensors held {where} (importance.reference).")
+        when = "in the backbone, before any run" if rule.from_base else "at the start, as other runs have left them"
+        rank_zero_info(f"θ0 of {type(rule).__name__} is what the trained tensors held {when} (importance.reference).")
     if created and module.starts_from_adapter and not rule.from_base:
         return
     if created:

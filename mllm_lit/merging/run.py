@@ -17,11 +17,12 @@ from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset
 from mllm_lit.importance.callback import gradients
 from mllm_lit.inference.export import export, needed_imports, to_plain
-from mllm_lit.inference.run import load_tuned, run_config
+from mllm_lit.inference.run import load_tuned
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
 from mllm_lit.parsing import only_trusted, refuse_remote
 from mllm_lit.seed import run_seed
+from mllm_lit.start import run_config
 
 PROBED_ROWS = 8
 
