@@ -53,13 +53,20 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
     return backbone
 
 
-def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), **overrides: Any) -> Tuned:
+def load_tuned(
+    source: str,
+    run: Path | None = None,
+    trust: Sequence[str] = (),
+    start_from: Path | None = None,
+    **overrides: Any,
+) -> Tuned:
     """A backbone as it is, or as a run left it.
 
     Args:
         source: As for :func:`read_backbone`; not used with ``run``.
         run: A run directory; its own backbone is taken.
         trust: Modules, beside this package, whose classes the run's configuration may name.
+        start_from: Where the run that this one started from is now, if it was moved.
         overrides: Attributes of the backbone to set.
 
     Raises:
@@ -78,7 +85,7 @@ def load_tuned(source: str, run: Path | None = None, trust: Sequence[str] = (), 
     config = run_config(run)
     # A new connector was drawn with the run's seed.
     os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
-    start = find_start(config["model"].get("start_from"), config["model"].get("start", "keep"), run)
+    start = find_start(start_from or config["model"].get("start_from"), config["model"].get("start", "keep"), run)
     with only_trusted(run / "config.yaml", config["model"]["backbone"], trust):
         backbone = read_backbone(config["model"]["backbone"], **overrides)
         refuse_remote(run / "config.yaml", backbone, trust)

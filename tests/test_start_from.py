@@ -1,0 +1,292 @@
+"""Runs that start from other runs: what they begin with, what they leave, how they resume, and what is refused."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from mllm_lit.adapters import Adapter, AdapterError, Full, LoRA, Prefix
+from mllm_lit.backbones import Backbone
+from mllm_lit.data.collate import Batch, Collate
+from mllm_lit.errors import SettingError
+from mllm_lit.importance import L2SP
+from mllm_lit.inference.export import export
+from mllm_lit.inference.run import load_tuned
+from mllm_lit.module import MLLMModule
+from mllm_lit.start import find_start
+from tests.conftest import REPOSITORY
+from tests.toy import Toy
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 4, "alpha": 8, "lr": 1e-2}},
+    "full": {"class_path": "mllm_lit.adapters.Full", "init_args": {"blocks": 1, "lr": 1e-2, "connector_lr": 1e-2}},
+    "connector": {"class_path": "mllm_lit.adapters.Full", "init_args": {"blocks": 0, "connector_lr": 1e-2}},
+    "prefix": {"class_path": "mllm_lit.adapters.Prefix", "init_args": {"tokens": 3, "lr": 1e-2}},
+    "bottleneck": {"class_path": "mllm_lit.adapters.Bottleneck", "init_args": {"size": 4, "lr": 1e-2}},
+    "pissa": {"class_path": "mllm_lit.adapters.LoRA", "init_args": {"rank": 4, "init": "pissa", "lr": 1e-2}},
+}
+
+
+def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, steps: int = 3) -> Any:
+    """A run in ``root/logs/toy/NAME`` by the command line; returns the finished command line."""
+    from mllm_lit.cli import MLLMCLI
+
+    (root / "data").mkdir(exist_ok=True)
+    settings: dict[str, Any] = {
+        "model": {
+            "backbone": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(backbone)}},
+            "adapter": ADAPTERS[adapter],
+        },
+        "data": {
+            "class_path": "mllm_lit.data.VQADataModule",
+            "init_args": {
+                "task": {"class_path": "tests.toy.Toy"},
+                "root": str(root / "data"),
+                "batch_size": 4,
+                "max_eval_samples": 3,
+            },
+        },
+        "trainer": str(REPOSITORY / "configs" / "trainer" / "default.yaml"),
+        "output": str(root / "logs"),
+    }
+    config = root / "toy.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    arguments = ["fit", "--config", str(config), "--version", name, "--trainer.accelerator", "cpu"]
+    arguments += ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
+    arguments += ["--trainer.enable_progress_bar", "false", *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PL_GLOBAL_SEED", "42")
+        patch.setattr(sys, "argv", ["fit.py", *arguments])
+        return MLLMCLI(arguments)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+class Runs:
+    """Finished runs of every adapter, by its name; each is made when it is first asked for."""
+
+    def __init__(self, root: Path, backbone: Path) -> None:
+        self.root, self.backbone = root, backbone
+
+    def __truediv__(self, name: str) -> Path:
+        folder = self.root / "logs" / "toy" / name
+        if not folder.exists():
+            fit(self.root, name, self.backbone, name)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path, tiny_folder: Path) -> Runs:
+    return Runs(root, tiny_folder)
+
+
+@pytest.fixture
+def batch(root: Path) -> Batch:
+    from tests.tiny import tiny_processor
+
+    (root / "data").mkdir(exist_ok=True)
+    return Collate(tiny_processor())(Toy().rows(root / "data", "test"))
+
+
+def logits(module: Any, batch: Batch) -> torch.Tensor:
+    was = module.training
+    module.eval()
+    with torch.no_grad():
+        out: torch.Tensor = module(**batch.inputs).logits.float()
+    module.train(was)
+    return out
+
+
+def begun(tiny: Path, adapter: Adapter, run: Path, start: Any = "keep", **more: Any) -> MLLMModule:
+    """A module whose model is at the start."""
+    module = MLLMModule(Backbone(str(tiny), dtype="float32"), adapter, start_from=str(run), start=start, **more)
+    module.configure_model()
+    return module
+
+
+def new(name: str, **options: Any) -> Adapter:
+    kinds = {"mllm_lit.adapters.LoRA": LoRA, "mllm_lit.adapters.Full": Full, "mllm_lit.adapters.Prefix": Prefix}
+    return kinds[ADAPTERS[name]["class_path"]](**{**ADAPTERS[name]["init_args"], **options})
+
+
+# ---- what a run begins with ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lora", "full", "connector", "prefix"])
+def test_keep_begins_where_the_run_ended(runs: Runs, tiny_folder: Path, batch: Batch, name: str) -> None:
+    finished = load_tuned("", runs / name)
+    module = begun(tiny_folder, new(name, lr=1e-5, weight_decay=0.1), runs / name)
+    ours, theirs = logits(module.net, batch), logits(finished.module, batch)
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(ours, logits(Backbone(str(tiny_folder), dtype="float32").load().model, batch), atol=1e-3)
+    assert all(p.dtype == torch.float32 for _, p in module.trainable())
+    plain = MLLMModule(Backbone(str(tiny_folder), dtype="float32"), new(name))
+    plain.configure_model()
+    assert [n for n, _ in module.trainable()] == [n for n, _ in plain.trainable()]
+    assert (module.starts_from_adapter, plain.starts_from_adapter) == (True, False)
+    assert module.start_identity
+    assert not plain.start_identity
+
+
+@pytest.mark.parametrize("above", ["lora", "full", "connector"])
+@pytest.mark.parametrize("name", ["lora", "full", "connector", "pissa"])
+def test_merge_begins_where_the_run_ended(
+    runs: Runs, tiny_folder: Path, batch: Batch, name: str, above: str
+) -> None:
+    """Not bit for bit under LoRA: (W + BA)x and Wx + B(Ax) are sums in another order."""
+    finished = load_tuned("", runs / name)
+    module = begun(tiny_folder, new(above), runs / name, "merge")
+    ours, theirs = logits(module.net, batch), logits(finished.module, batch)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+    if name in ("full", "connector"):
+        assert torch.equal(ours, theirs)
+    assert module.loaded is not None
+    assert module.loaded.identity != finished.loaded.identity
+    assert not module.starts_from_adapter
+    layers = [n for n, _ in module.net.named_modules() if "lora_A.default" in n]  # type: ignore[union-attr]
+    assert bool(layers) == (above == "lora")
+    if above == "lora":
+        assert all(bool((p == 0).all()) for n, p in module.trainable() if "lora_B" in n), "a new one"
+
+
+def test_merged_weights_keep_their_dtype_and_one_identity(runs: Runs, tiny_folder: Path) -> None:
+    """The sum is rounded once, from fp32; what a folder is merged into is known by what it was made from."""
+    identities = set()
+    for dtype in ("float32", "bfloat16"):
+        backbone = Backbone(str(tiny_folder), dtype=dtype)  # type: ignore[arg-type]
+        module = MLLMModule(backbone, new("lora"), start_from=str(runs / "lora"), start="merge")
+        module.configure_model()
+        assert module.loaded is not None
+        identities.add(module.loaded.identity)
+        frozen = {n: p for n, p in module.net.named_parameters() if ".base_layer." in n}  # type: ignore[union-attr]
+        assert {str(p.dtype) for p in frozen.values()} == {f"torch.{dtype}"}
+        if dtype == "float32":
+            exact = frozen
+    for name, parameter in frozen.items():
+        base = exact[name].bfloat16()  # of a backbone that was not rounded before the sum, hence a step at most
+        assert torch.allclose(parameter.float(), base.float(), rtol=2**-6, atol=1e-4)
+    assert len(identities) == 1
+
+
+# ---- chains ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_three_is_opened_as_it_ended(runs: Runs, root: Path, tiny_folder: Path, batch: Batch) -> None:
+    first = runs / "lora"
+    words = ("--model.start_from", str(first), "--model.start", "merge")
+    fit(root, "second", tiny_folder, "full", *words)
+    second = root / "logs" / "toy" / "second"
+    for name, adapter, start in (("kept", "full", "keep"), ("merged", "lora", "merge")):
+        third = fit(root, name, tiny_folder, adapter, "--model.start_from", str(second), "--model.start", start)
+        live = logits(third.model.net, batch)
+        opened = load_tuned("", root / "logs" / "toy" / name)
+        assert torch.equal(logits(opened.module, batch), live)
+        assert not torch.allclose(live, logits(load_tuned("", second).module, batch), atol=1e-4), "it has trained"
+        fourth = begun(tiny_folder, new(adapter), root / "logs" / "toy" / name)
+        assert torch.equal(logits(fourth.net, batch), live)
+        out = root / f"exported_{name}"
+        change, _ = export(opened, out)
+        assert change < 1e-5
+        written = Backbone(str(out), dtype="float32").load().model
+        assert torch.allclose(logits(written, batch), live, rtol=0, atol=1e-5)
+
+
+def test_a_run_knows_its_start_from_anywhere(
+    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: Batch
+) -> None:
+    moved = tmp_path / "start"
+    shutil.copytree(runs / "lora", moved)
+    monkeypatch.chdir(tmp_path)
+    fit(root, "relative", tiny_folder, "lora", "--model.start_from", "start", "--model.start", "merge")
+    run = root / "logs" / "toy" / "relative"
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["start_from"] == str(moved)
+    monkeypatch.chdir("/")
+    expected = logits(load_tuned("", run).module, batch)
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(SettingError, match=f"{run}, which starts from {moved}: .*does not exist.*{run}/config.yaml"):
+        load_tuned("", run)
+    there = load_tuned("", run, start_from=tmp_path / "elsewhere")
+    assert torch.equal(logits(there.module, batch), expected)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "adapter", "message"),
+    [
+        ("lora", new("lora", rank=8), "r 4, here 8"),
+        ("lora", new("lora", alpha=4), "lora_alpha 8, here 4"),
+        ("lora", new("lora", connector="frozen"), r"4 do not train here \['model.multi_modal_projector"),
+        ("lora", new("lora", blocks=1), r"do not train here \['base_model.*layers.0"),
+        ("lora", new("full"), "holds a LoRA adapter, this run trains Full"),
+        ("connector", new("full"), r"tensors are not in it \['model.language_model.layers.1"),
+        ("full", new("connector"), r"do not train here \['model.language_model.layers.1"),
+        ("pissa", new("pissa"), "cannot be taken apart again. Set model.start: merge"),
+    ],
+)
+def test_another_shape_is_refused_by_name(
+    runs: Runs, tiny_folder: Path, name: str, adapter: Adapter, message: str
+) -> None:
+    with pytest.raises(AdapterError, match=message):
+        begun(tiny_folder, adapter, runs / name)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("prefix", "PREFIX_TUNING"), ("bottleneck", "BOTTLENECK")])
+def test_what_is_no_update_of_weights_is_not_merged(runs: Runs, tiny_folder: Path, name: str, kind: str) -> None:
+    with pytest.raises(AdapterError, match=f"{kind} adds computations, not an update of the weights"):
+        begun(tiny_folder, new("lora"), runs / name, "merge")
+
+
+def test_packed_weights_are_not_merged_into(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backbone, "load", lambda self: pytest.fail("loaded"))
+    with pytest.raises(SettingError, match="those of a backbone in 4bit are packed integers"):
+        find_start(runs / "lora", "merge").load(Backbone(quantization="4bit"))
+
+
+@pytest.mark.parametrize("start", ["keep", "merge"])
+def test_another_backbone_is_refused_with_both_names(runs: Runs, tmp_path: Path, start: str) -> None:
+    from tests.tiny import save_tiny
+
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(SettingError, match=rf"{runs / 'lora'} was trained on the backbone .*not the one here.*{other}"):
+        begun(other, new("lora"), runs / "lora", start)
+
+
+def test_a_run_that_is_none_is_refused_before_anything_is_loaded(
+    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs / "lora"
+    monkeypatch.setattr(Backbone, "load", lambda self: pytest.fail("loaded"))
+    with pytest.raises(SettingError, match=r"model.start_from: .*none is no directory of a finished run"):
+        fit(root, "refused", tiny_folder, "lora", "--model.start_from", str(tmp_path / "none"))
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped, ignore=shutil.ignore_patterns("adapter"))
+    with pytest.raises(SettingError, match="stopped is no directory of a finished run: adapter not found"):
+        fit(root, "refused", tiny_folder, "lora", "--model.start_from", str(stopped))
+    with pytest.raises(SystemExit):
+        fit(root, "refused", tiny_folder, "lora", "--model.start_from", str(run), "--model.start", "merged")
+    with pytest.raises(SettingError, match="model.start is 'merged'; expected keep or merge"):
+        MLLMModule(Backbone(), LoRA(), start_from=str(run), start="merged")  # type: ignore[arg-type]
+    assert not (root / "logs" / "toy" / "refused").exists()
+
+
+def test_a_circle_is_refused(runs: Runs, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run, start in ((one, two), (two, one)):
+        shutil.copytree(runs / "lora", run)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["model"]["start_from"] = str(start)
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SettingError, match=f"{one}, which starts from {two}, which starts from {one}: that is a circle"):
+        find_start(one)
+    with pytest.raises(SettingError, match="circle"):
+        load_tuned("", two)
