@@ -32,7 +32,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, steps: int = 3) -> Any:
+def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str) -> Any:
     """A run in ``root/logs/toy/NAME`` by the command line; returns the finished command line."""
     from mllm_lit.cli import MLLMCLI
 
@@ -51,14 +51,27 @@ def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, steps:
                 "max_eval_samples": 3,
             },
         },
-        "trainer": str(REPOSITORY / "configs" / "trainer" / "default.yaml"),
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 6,
+            "limit_val_batches": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "gradient_clip_val": 1.0,
+            "log_every_n_steps": 1,
+            "callbacks": [
+                {
+                    "class_path": "mllm_lit.callbacks.TrainableCheckpoint",
+                    "init_args": {"every_n_train_steps": 3, "keep": -1},
+                }
+            ],
+        },
         "output": str(root / "logs"),
     }
     config = root / "toy.yaml"
     config.write_text(yaml.safe_dump(settings))
-    arguments = ["fit", "--config", str(config), "--version", name, "--trainer.accelerator", "cpu"]
-    arguments += ["--trainer.max_steps", str(steps), "--trainer.limit_val_batches", "0"]
-    arguments += ["--trainer.enable_progress_bar", "false", *words]
+    arguments = ["fit", "--config", str(config), "--version", name, *words]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "42")
         patch.setattr(sys, "argv", ["fit.py", *arguments])
@@ -224,7 +237,7 @@ def test_a_run_knows_its_start_from_anywhere(
     ("name", "adapter", "message"),
     [
         ("lora", new("lora", rank=8), "r 4, here 8"),
-        ("lora", new("lora", alpha=4), "lora_alpha 8, here 4"),
+        ("lora", new("lora", alpha=4), "lora_alpha 8.0, here 4"),
         ("lora", new("lora", connector="frozen"), r"4 do not train here \['model.multi_modal_projector"),
         ("lora", new("lora", blocks=1), r"do not train here \['base_model.*layers.0"),
         ("lora", new("full"), "holds a LoRA adapter, this run trains Full"),
@@ -290,3 +303,145 @@ def test_a_circle_is_refused(runs: Runs, tmp_path: Path) -> None:
         find_start(one)
     with pytest.raises(SettingError, match="circle"):
         load_tuned("", two)
+
+
+# ---- θ0, resuming, scores --------------------------------------------------------------------------------------------
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    """What a run changed of the backbone's own tensors."""
+    from safetensors.torch import load_file
+
+    files = (run / "adapter" / "connector.safetensors", run / "adapter" / "delta.safetensors")
+    return {name: tensor for file in files if file.is_file() for name, tensor in load_file(file).items()}
+
+
+def penalty(rule: L2SP, module: MLLMModule) -> float:
+    parameters = dict(module.trainable())
+    rule.attach(torch.optim.SGD(parameters.values()), parameters.items(), module.reference)
+    return float(rule.penalty())
+
+
+@pytest.mark.parametrize("start", ["keep", "merge"])
+def test_a_pull_goes_to_the_base_or_to_the_start(runs: Runs, tiny_folder: Path, start: str) -> None:
+    run, base = runs / "full", Backbone(str(tiny_folder), dtype="float32").load().model
+    moved = sum(float((t - base.get_parameter(n)).double().square().sum()) for n, t in trained(run).items())
+    assert moved > 1e-3
+    for reference, expected in (("base", 0.35 * moved), ("start", 0.0)):
+        rule = L2SP(0.7, reference=reference)
+        module = begun(tiny_folder, new("full"), run, start, importance=rule)
+        assert penalty(rule, module) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_base_of_a_tensor_that_an_adapter_has_made_is_how_it_was_made(runs: Runs, tiny_folder: Path) -> None:
+    fresh = MLLMModule(Backbone(str(tiny_folder), dtype="float32"), new("lora"))
+    fresh.configure_model()
+    rule = L2SP(0.7, reference="base")
+    module = begun(tiny_folder, new("lora"), runs / "lora", importance=rule)
+    pairs = zip(fresh.trainable(), module.trainable(), strict=True)
+    moved = sum(float((now - made).double().square().sum()) for (_, made), (_, now) in pairs)
+    assert moved > 1e-3
+    assert penalty(rule, module) == pytest.approx(0.35 * moved, rel=1e-6)
+    # On top of merged weights a new adapter is as far from its base as from its start: not at all.
+    rule = L2SP(0.7, reference="base")
+    module = begun(tiny_folder, new("lora", connector="frozen"), runs / "lora", "merge", importance=rule)
+    assert penalty(rule, module) == 0
+
+
+def test_a_misspelt_reference_is_refused() -> None:
+    from mllm_lit.importance import RuleError
+
+    with pytest.raises(RuleError, match="importance.reference is 'bas'; expected start or base"):
+        L2SP(reference="bas")
+
+
+PULL = ("--model.importance", "mllm_lit.importance.L2SP", "--model.importance.strength", "0.7")
+
+
+def stored(run: Path, step: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(run / "checkpoints" / f"step={step}.ckpt", weights_only=True)
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", ["base", "start"])
+@pytest.mark.parametrize(("first", "adapter", "start"), [("full", "full", "keep"), ("lora", "full", "merge")])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, first: str, adapter: str, start: str, reference: str
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(runs / first, moved)
+    words = (*PULL, "--model.importance.reference", reference, "--model.start", start)
+    name = f"{first}_{start}_{reference}"
+    whole = fit(root, name, tiny_folder, adapter, *words, "--model.start_from", str(runs / first))
+    base = dict(Backbone(str(tiny_folder), dtype="float32").load().model.named_parameters())
+    at_start = dict(begun(tiny_folder, new(adapter), runs / first, start).trainable())
+    theta0 = whole.model.importance.reference
+    assert theta0.keys() == at_start.keys()
+    for key, tensor in theta0.items():
+        assert torch.equal(tensor.float(), (base if reference == "base" else at_start)[key])
+    assert any(not torch.equal(base[key], at_start[key]) for key in at_start)
+    run = root / "logs" / "toy" / name
+    again = ("--ckpt_path", str(run / "checkpoints" / "step=3.ckpt"), "--model.start_from", str(moved))
+    fit(root, f"{name}_again", tiny_folder, adapter, *words, *again)
+    one, other = stored(run, 6), stored(root / "logs" / "toy" / f"{name}_again", 6)
+    for key, tensor in one["state_dict"].items():
+        assert torch.equal(tensor, other["state_dict"][key])
+        assert not torch.equal(tensor, stored(run, 3)["state_dict"][key])
+
+
+@pytest.mark.slow
+def test_a_run_resumes_from_its_own_start_only(runs: Runs, root: Path, tiny_folder: Path) -> None:
+    words = ("--model.start_from", str(runs / "full"))
+    fit(root, "own", tiny_folder, "full", *words)
+    back = ("--ckpt_path", str(root / "logs" / "toy" / "own" / "checkpoints" / "step=3.ckpt"))
+    with pytest.raises(SettingError, match=r"run went on with the adapter \w{12}, this one began with a new adapter"):
+        fit(root, "other", tiny_folder, "full", *back)
+    with pytest.raises(SettingError, match=r"went on with the adapter \w{12}, this one went on with the adapter"):
+        fit(root, "other", tiny_folder, "full", *back, "--model.start_from", str(root / "logs" / "toy" / "own"))
+    with pytest.raises(SettingError, match="was trained on the backbone"):
+        fit(root, "other", tiny_folder, "full", *back, *words, "--model.start", "merge")
+
+
+def scores(run: Path, phase: str) -> Any:
+    return json.loads((run / "summary.json").read_text())["scores"][phase]["toy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["keep", "merge"])
+def test_scores_before_training_are_those_of_the_start(
+    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, start: str
+) -> None:
+    kept = ("--keep_before", str(tmp_path / "kept"))
+    fit(root, f"{start}_plain", tiny_folder, "lora", *kept)
+    words = ("--model.start_from", str(runs / "lora"), "--model.start", start)
+    logs = root / "logs" / "toy"
+    for name in (f"{start}_scores", f"{start}_scores_again"):
+        fit(root, name, tiny_folder, "lora", *words, *kept)
+        assert scores(logs / name, "before") == pytest.approx(scores(runs / "lora", "after"), rel=1e-5)
+    assert len(list((tmp_path / "kept").iterdir())) == 2, "of the backbone and of the start"
+    assert scores(logs / f"{start}_plain", "before")["nll"] > scores(runs / "lora", "after")["nll"] + 0.1
+    # Measured again by a resumed run that scores other rows, on the weights that were there before its checkpoint's.
+    back = ("--ckpt_path", str(logs / f"{start}_scores" / "checkpoints" / "step=3.ckpt"))
+    fewer = ("--data.max_eval_samples", "2")
+    fit(root, f"{start}_resumed", tiny_folder, "lora", *words, *back, *fewer)
+    fit(root, f"{start}_fewer", tiny_folder, "lora", *words, *fewer)
+    assert scores(logs / f"{start}_resumed", "before") == scores(logs / f"{start}_fewer", "before")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["keep", "merge"])
+def test_merging_afterwards_goes_between_start_and_end(
+    runs: Runs, root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    import runpy
+
+    run = root / "logs" / "toy" / f"{start}_swept"
+    fit(root, run.name, tiny_folder, "lora", "--model.start_from", str(runs / "lora"), "--model.start", start)
+    monkeypatch.setattr(sys, "argv", ["merge.py", str(run), "--method", "wise_ft", "--trust", "tests"])
+    runpy.run_path(str(REPOSITORY / "tools" / "merge.py"))["main"]()
+    points = json.loads((run / "merges" / "wise_ft" / "merge.json").read_text())["points"]
+    ends = points[2]["scores"]["toy"], points[-1]["scores"]["toy"]
+    assert ends[0] == pytest.approx(scores(run, "before"), rel=1e-4)
+    assert ends[1] == pytest.approx(scores(run, "after"), rel=1e-4)
+    assert ends[0]["nll"] != pytest.approx(ends[1]["nll"], rel=1e-2)
