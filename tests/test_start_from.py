@@ -198,6 +198,8 @@ def test_a_chain_of_three_is_opened_as_it_ended(runs: Runs, root: Path, tiny_fol
     fit(root, "second", tiny_folder, "full", *words)
     second = root / "logs" / "toy" / "second"
     for name, adapter, start in (("kept", "full", "keep"), ("merged", "lora", "merge")):
+        before = logits(begun(tiny_folder, new(adapter), second, start).net, batch)
+        assert torch.allclose(before, logits(load_tuned("", second).module, batch), rtol=0, atol=1e-5)
         third = fit(root, name, tiny_folder, adapter, "--model.start_from", str(second), "--model.start", start)
         live = logits(third.model.net, batch)
         opened = load_tuned("", root / "logs" / "toy" / name)
