@@ -151,9 +151,7 @@ def test_keep_begins_where_the_run_ended(runs: Runs, tiny_folder: Path, batch: B
 
 @pytest.mark.parametrize("above", ["lora", "full", "connector"])
 @pytest.mark.parametrize("name", ["lora", "full", "connector", "pissa"])
-def test_merge_begins_where_the_run_ended(
-    runs: Runs, tiny_folder: Path, batch: Batch, name: str, above: str
-) -> None:
+def test_merge_begins_where_the_run_ended(runs: Runs, tiny_folder: Path, batch: Batch, name: str, above: str) -> None:
     """Not bit for bit under LoRA: (W + BA)x and Wx + B(Ax) are sums in another order."""
     finished = load_tuned("", runs / name)
     module = begun(tiny_folder, new(above), runs / name, "merge")
@@ -301,7 +299,9 @@ def test_a_circle_is_refused(runs: Runs, tmp_path: Path) -> None:
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["model"]["start_from"] = str(start)
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(SettingError, match=f"{one}, which starts from {two}, which starts from {one}: that is a circle"):
+    with pytest.raises(
+        SettingError, match=f"{one}, which starts from {two}, which starts from {one}: that is a circle"
+    ):
         find_start(one)
     with pytest.raises(SettingError, match="circle"):
         load_tuned("", two)
