@@ -156,7 +156,11 @@ def _config_of(chain: list[Path]) -> dict[str, Any]:
     try:
         return run_config(chain[-1])
     except BackboneError as error:
-        where = f" Or, if it was moved, write its new place into {chain[-2]}/config.yaml." if len(chain) > 1 else ""
+        where = (
+            f" Or, if it was moved, say where it is now in {chain[-2]}/config.yaml (model.start_from)."
+            if len(chain) > 1
+            else ""
+        )
         raise SettingError(f"model.start_from: {named(chain)}: {error}{where}") from error
 
 

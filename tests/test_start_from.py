@@ -226,6 +226,8 @@ def test_a_run_knows_its_start_from_anywhere(
     moved.rename(tmp_path / "elsewhere")
     with pytest.raises(SettingError, match=f"{run}, which starts from {moved}: .*does not exist.*{run}/config.yaml"):
         load_tuned("", run)
+    with pytest.raises(SettingError, match="did not start from another run"):
+        load_tuned("", runs / "lora", start_from=run)
     there = load_tuned("", run, start_from=tmp_path / "elsewhere")
     assert torch.equal(logits(there.module, batch), expected)
 
@@ -299,9 +301,8 @@ def test_a_circle_is_refused(runs: Runs, tmp_path: Path) -> None:
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["model"]["start_from"] = str(start)
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(
-        SettingError, match=f"{one}, which starts from {two}, which starts from {one}: that is a circle"
-    ):
+    told = f"{one}, which starts from {two}, which starts from {one}: that is a circle"
+    with pytest.raises(SettingError, match=told):
         find_start(one)
     with pytest.raises(SettingError, match="circle"):
         load_tuned("", two)

@@ -21,11 +21,12 @@ def main() -> None:
     which.add_argument("--backbone", default="embedded", help="a file of configs/backbones, a hub id or a folder")
     which.add_argument("--run", type=Path, help="directory of a finished run: its backbone with its adapter")
     parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
+    parser.add_argument("--start_from", type=Path, help="where the run that --run started from is, if it was moved")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
     parser.add_argument("--max_new_tokens", type=int, default=128)
     parser.add_argument("--chat", action="store_true", help="ask several questions")
     options = parser.parse_args()
-    tuned = load_tuned(options.backbone, options.run, options.trust, dtype=options.dtype)
+    tuned = load_tuned(options.backbone, options.run, options.trust, options.start_from, dtype=options.dtype)
     conversation = Conversation(tuned, options.image)
     import torch
     from transformers import TextStreamer

@@ -20,9 +20,10 @@ def main() -> None:
     which.add_argument("--backbone", help="a file of configs/backbones, a hub id or a folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or new")
     parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
+    parser.add_argument("--start_from", type=Path, help="where the run that --run started from is, if it was moved")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
     options = parser.parse_args()
-    tuned = load_tuned(options.backbone, options.run, options.trust, dtype=options.dtype)
+    tuned = load_tuned(options.backbone, options.run, options.trust, options.start_from, dtype=options.dtype)
     change, imports = export(tuned, options.out)
     print(f"{options.out}: merged; a logit changed by at most {change:.2g}.")
     if imports:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.errors import SettingError
 from mllm_lit.start import find_start, run_config
 
 if TYPE_CHECKING:
@@ -85,7 +86,10 @@ def load_tuned(
     config = run_config(run)
     # A new connector was drawn with the run's seed.
     os.environ["PL_GLOBAL_SEED"] = str(config["seed_everything"])
-    start = find_start(start_from or config["model"].get("start_from"), config["model"].get("start", "keep"), run)
+    began = config["model"].get("start_from")
+    if start_from is not None and began is None:
+        raise SettingError(f"--start_from {start_from}: {run} did not start from another run. Leave it out.")
+    start = find_start(start_from or began, config["model"].get("start", "keep"), run)
     with only_trusted(run / "config.yaml", config["model"]["backbone"], trust):
         backbone = read_backbone(config["model"]["backbone"], **overrides)
         refuse_remote(run / "config.yaml", backbone, trust)
