@@ -58,7 +58,8 @@ class Start:
 
         Args:
             backbone: The one that the first run was trained on.
-            remember: An adapter, of whose tensors the values before any start are kept for :meth:`before`.
+            remember: An adapter that will be attached; what it opens of the backbone is copied ahead of the merges, for
+                :meth:`fill`.
 
         Raises:
             SettingError: A run was trained on another backbone, or the weights are packed integers.
@@ -98,11 +99,9 @@ class Start:
         """
         before = None
         if self._before is not None:
-            trained = ((name, p) for name, p in module.named_parameters() if p.requires_grad)
-            own = {name: self._before.get(loaded.layout.base_name(name)) for name, _ in trained}
-            parameters = dict(module.named_parameters())
-            before = {name: snapshot(parameters[name]) if value is None else value for name, value in own.items()}
-            self._before = None
+            trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+            own, self._before = self._before, None
+            before = {n: own[bare] if (bare := loaded.layout.base_name(n)) in own else snapshot(p) for n, p in trained}
         if self.kept is not None:
             adapter.go_on_from(loaded, module, self.kept / "adapter")
         return before
@@ -133,9 +132,9 @@ def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None
     Raises:
         SettingError: A run is missing, is not finished, or starts from itself.
     """
-    kept = Path(run).expanduser().absolute() if run is not None and how == "keep" else None
-    seed, merged = None, []
     chain = [] if of is None else [of.absolute()]
+    hows: dict[Path, How] = {}
+    seed = None
     while run is not None:
         if how not in ("keep", "merge"):
             raise SettingError(f"model.start is {how!r}; expected keep or merge.")
@@ -145,10 +144,10 @@ def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None
         if again:
             raise SettingError(f"model.start_from: {named(chain)}: that is a circle. Start from another run.")
         config = _config_of(chain)
-        merged += [folder] if how == "merge" else []
-        seed, model = config["seed_everything"], config["model"]
+        hows[folder], seed, model = how, config["seed_everything"], config["model"]
         run, how = model.get("start_from"), model.get("start", "keep")
-    return Start(tuple(reversed(merged)), kept, seed)
+    kept = next((folder for folder, how in list(hows.items())[:1] if how == "keep"), None)
+    return Start(tuple(folder for folder, how in reversed(hows.items()) if how == "merge"), kept, seed)
 
 
 def _config_of(chain: list[Path]) -> dict[str, Any]:
@@ -156,12 +155,10 @@ def _config_of(chain: list[Path]) -> dict[str, Any]:
     try:
         return run_config(chain[-1])
     except BackboneError as error:
-        where = (
-            f" Or, if it was moved, say where it is now in {chain[-2]}/config.yaml (model.start_from)."
-            if len(chain) > 1
-            else ""
-        )
-        raise SettingError(f"model.start_from: {named(chain)}: {error}{where}") from error
+        said = f"in {chain[-2]}/config.yaml (model.start_from)" if len(chain) > 1 else "by --model.start_from"
+        raise SettingError(
+            f"model.start_from: {named(chain)}: {error} If it was moved, say {said} where it is now."
+        ) from error
 
 
 def named(chain: list[Path]) -> str:

@@ -82,7 +82,8 @@ def load_adapter(loaded: "LoadedBackbone", folder: Path) -> "nn.Module":
         # Before the adapter goes in, so that an initialisation that reads the weights sees those of the backbone.
         _assign(model, tensors, loaded, folder)
         if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, str(folder)).eval()
+            # Every rank reads it, and not onto one and the same GPU.
+            return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()
         fill(model, folder)
         return model
     if not tensors:
