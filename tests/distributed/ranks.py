@@ -38,6 +38,7 @@ RULES: dict[str, Callable[[], Rule]] = {
     "gradient_topk_row": lambda: GradientTopK(trained=0.1, scope="row"),
     "child_tuning_d": lambda: ChildTuningD(batches=4),
     "l2sp": lambda: L2SP(0.1),
+    "l2sp_base": lambda: L2SP(0.1, reference="base"),
     "ewc": lambda: EWC(rows=4),
     "ewc_generated": lambda: EWC(rows=4, fisher="generated"),
     "dowser": lambda: ModelDowser(prompts=4, probes=2, batch=2, length=12),
@@ -81,6 +82,7 @@ def fit(
     rule: str | None = None,
     keep: Path | None = None,
     cache: bool = False,
+    **start: Any,
 ) -> dict[str, Any]:
     """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
     os.environ["PL_GLOBAL_SEED"] = "42"
@@ -108,7 +110,7 @@ def fit(
         importance.batch_size = importance.batch_size or 2  # else that of one rank, and so other first batches
     kept = VisionCache() if cache else None
     model = MLLMModule(
-        Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept
+        Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept, **start
     )
     sources = None if rule is None else Sources({"source": Source(ToySource(), data)})
     rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks, eval_batch_size=3)
