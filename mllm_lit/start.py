@@ -1,7 +1,7 @@
 """Where a run starts from: a backbone as it is, or as other runs have left it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,11 @@ SEED = "PL_GLOBAL_SEED"
 
 
 class RunPath(str):
-    """A run directory, absolute, so that it is found from wherever the configuration that names it is read."""
-
-    def __new__(cls, path: str | Path) -> "RunPath":
-        """Make it absolute."""
-        return super().__new__(cls, Path(path).expanduser().absolute())
+    """A run directory, as it was given; configurations keep it absolute, so that they can be read from anywhere."""
 
 
-register_type(RunPath)
+# While a file is read, its folder is the current one: what it says is not made absolute before it is written.
+register_type(RunPath, serializer=lambda path: str(Path(path).expanduser().absolute()))
 
 
 @dataclass
@@ -156,12 +153,11 @@ def _config_of(chain: list[Path]) -> dict[str, Any]:
         return run_config(chain[-1])
     except BackboneError as error:
         said = f"in {chain[-2]}/config.yaml (model.start_from)" if len(chain) > 1 else "by --model.start_from"
-        raise SettingError(
-            f"model.start_from: {named(chain)}: {error} If it was moved, say {said} where it is now."
-        ) from error
+        fault = named([*chain[:-1], error])
+        raise SettingError(f"model.start_from: {fault} If it was moved, say {said} where it is now.") from error
 
 
-def named(chain: list[Path]) -> str:
+def named(chain: Sequence[object]) -> str:
     """Runs in a message, the last one to start first."""
     return ", which starts from ".join(str(run) for run in chain)
 

@@ -1,6 +1,7 @@
 """Runs that start from other runs: what they begin with, what they leave, how they resume, and what is refused."""
 
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from mllm_lit.backbones import Backbone
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.errors import SettingError
 from mllm_lit.importance import L2SP
+from mllm_lit.importance.callback import say_what_reference_is
 from mllm_lit.inference.export import export
 from mllm_lit.inference.run import load_tuned
 from mllm_lit.module import MLLMModule
@@ -32,7 +34,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str) -> Any:
+def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, **model: Any) -> Any:
     """A run in ``root/logs/toy/NAME`` by the command line; returns the finished command line."""
     from mllm_lit.cli import MLLMCLI
 
@@ -41,6 +43,7 @@ def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str) -> Any
         "model": {
             "backbone": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(backbone)}},
             "adapter": ADAPTERS[adapter],
+            **model,
         },
         "data": {
             "class_path": "mllm_lit.data.VQADataModule",
@@ -212,24 +215,38 @@ def test_a_chain_of_three_is_opened_as_it_ended(runs: Runs, root: Path, tiny_fol
         assert torch.allclose(logits(written, batch), live, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("said", ["words", "file"])
 def test_a_run_knows_its_start_from_anywhere(
-    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: Batch
+    runs: Runs, root: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: Batch, said: str
 ) -> None:
+    """As it was given it is relative to where the command was typed, also in a file of another folder."""
     moved = tmp_path / "start"
     shutil.copytree(runs / "lora", moved)
     monkeypatch.chdir(tmp_path)
-    fit(root, "relative", tiny_folder, "lora", "--model.start_from", "start", "--model.start", "merge")
-    run = root / "logs" / "toy" / "relative"
+    if said == "words":
+        fit(root, said, tiny_folder, "lora", "--model.start_from", "start", "--model.start", "merge")
+    else:
+        fit(root, said, tiny_folder, "lora", start_from="start", start="merge")
+    run = root / "logs" / "toy" / said
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["start_from"] == str(moved)
     monkeypatch.chdir("/")
     expected = logits(load_tuned("", run).module, batch)
     moved.rename(tmp_path / "elsewhere")
-    with pytest.raises(SettingError, match=f"{run}, which starts from {moved}: .*does not exist.*{run}/config.yaml"):
+    told = (
+        rf"{run}, which starts from {moved} is no directory.*does not exist.*in {run}/config.yaml \(model.start_from\)"
+    )
+    with pytest.raises(SettingError, match=told):
         load_tuned("", run)
     with pytest.raises(SettingError, match="did not start from another run"):
         load_tuned("", runs / "lora", start_from=run)
     there = load_tuned("", run, start_from=tmp_path / "elsewhere")
     assert torch.equal(logits(there.module, batch), expected)
+    out = tmp_path / "out"
+    words = ["--run", str(run), "--out", str(out), "--start_from", str(tmp_path / "elsewhere")]
+    monkeypatch.setattr(sys, "argv", ["export.py", *words])
+    runpy.run_path(str(REPOSITORY / "tools" / "export.py"), run_name="__main__")
+    written = Backbone(str(out), dtype="float32").load().model
+    assert torch.allclose(logits(written, batch), expected, rtol=0, atol=1e-5)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -351,6 +368,34 @@ def test_the_base_of_a_tensor_that_an_adapter_has_made_is_how_it_was_made(runs: 
     assert penalty(rule, module) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "reference", "told", "untold"),
+    [
+        ("lora", "keep", "start", "at the start, as other runs have left them", "created by LoRA"),
+        ("lora", "keep", "base", "in the backbone, before any run", None),
+        ("lora", "merge", "base", "created by LoRA. Their θ0 is what they held when they were attached", None),
+        ("full", "keep", "base", "in the backbone, before any run", "created by"),
+    ],
+)
+def test_the_run_says_what_its_reference_is(
+    runs: Runs,
+    tiny_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    start: Any,
+    reference: Any,
+    told: str,
+    untold: str | None,
+) -> None:
+    rule = L2SP(reference=reference)
+    module = begun(tiny_folder, new(name), runs / name, start, importance=rule)
+    penalty(rule, module)
+    with caplog.at_level("INFO"):
+        say_what_reference_is(rule, module)
+    assert told in caplog.text
+    assert untold is None or untold not in caplog.text
+
+
 def test_a_misspelt_reference_is_refused() -> None:
     from mllm_lit.importance import RuleError
 
@@ -437,8 +482,6 @@ def test_scores_before_training_are_those_of_the_start(
 def test_merging_afterwards_goes_between_start_and_end(
     runs: Runs, root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
-    import runpy
-
     run = root / "logs" / "toy" / f"{start}_swept"
     fit(root, run.name, tiny_folder, "lora", "--model.start_from", str(runs / "lora"), "--model.start", start)
     monkeypatch.setattr(sys, "argv", ["merge.py", str(run), "--method", "wise_ft", "--trust", "tests"])
