@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mllm_lit.adapters import Full, LoRA
 from mllm_lit.answers import answer_nll, greedy_answers
@@ -72,8 +73,10 @@ def test_accumulation_equals_the_large_batch(tiny_folder: Path, tmp_path: Path, 
         rows.train_rows = rows.train_rows[:last]
         # One order for both, whatever the batch size: the sampler's is by batch.
         order = [range(i, min(i + batch_size, last)) for i in range(0, last, batch_size)]
-        rows.train_dataloader = lambda: rows._loader(  # type: ignore[method-assign]
-            rows.train_rows, Collate(model.collate.processor), batch_sampler=order
+        rows.train_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
+            rows.train_rows,  # type: ignore[arg-type]
+            collate_fn=Collate(model.collate.processor),
+            batch_sampler=order,
         )
         trainer(tmp_path, accumulate_grad_batches=accumulate).fit(model, datamodule=rows)
         return weights(model)

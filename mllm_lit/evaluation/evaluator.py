@@ -170,8 +170,8 @@ class Evaluator:
             loader = self._loader(one.samples, repeated)
             for i, (indices, batch) in enumerate(zip(repeated, loader, strict=True)):
                 try:
-                    with context(), torch.no_grad():
-                        said = answers_of_whole_rows(net, self.collate, batch.to(device), longest, in_step)
+                    with context():
+                        said = self._ask(net, batch.to(device), longest, in_step)
                 except torch.cuda.OutOfMemoryError:
                     if in_step or len(indices) == 1:
                         raise
@@ -179,6 +179,9 @@ class Evaluator:
                     left = [index for rest in own[i:] for index in rest]
                     break
                 yield indices, records_of(one, indices, said) if i < len(own) else {}
+
+    def _ask(self, net: nn.Module, batch: Any, longest: int, in_step: bool) -> Answers:
+        return answers_of_whole_rows(net, self.collate, batch, longest, in_step)
 
     def _halve(self) -> None:
         torch.cuda.empty_cache()

@@ -51,6 +51,7 @@ class FinishedRun:
         (place,) = (one for one in callbacks if isinstance(one, RunDirectory))
         (self.forgetting,) = (one for one in callbacks if isinstance(one, ForgettingCallback))
         place.path = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.finished = self.module.adapter = Finished(run / "adapter")
 
     def merge(self, method: str, options: dict[str, Any], rows: int, out: Path | None) -> dict[str, Any]:

@@ -44,14 +44,11 @@ class Kill(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._at("before validation", trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._at("in validation", trainer)
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._at("after validation", trainer)
 
     def on_evaluation_batch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._at("in an evaluation", trainer)
+        self._at("in validation" if trainer.validating else "in the final evaluation", trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._at("in the next step", trainer)
