@@ -74,11 +74,11 @@ def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, **mode
     }
     config = root / "toy.yaml"
     config.write_text(yaml.safe_dump(settings))
-    arguments = ["fit", "--config", str(config), "--version", name, *words]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "42")
-        patch.setattr(sys, "argv", ["fit.py", *arguments])
-        return MLLMCLI(arguments)
+        cli = MLLMCLI(["--config", str(config), "--version", name, *words])
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        return cli
 
 
 @pytest.fixture(scope="module")

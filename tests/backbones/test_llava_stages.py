@@ -58,7 +58,8 @@ def test_captions_then_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module = MLLMModule(parts, Full(), start_from=str(pretrain), start="merge")
     module.configure_model()
     assert module.net is not None
-    begun = probe(module.processor, module.net.eval())
+    assert module.loaded is not None
+    begun = probe(module.loaded.processor, module.net.eval())
     # The way without start_from: the first run written as a folder, which is the second one's backbone.
     export(load_tuned("", pretrain), tmp_path / "exported")
     exported = Backbone(str(tmp_path / "exported")).load()
