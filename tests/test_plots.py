@@ -77,7 +77,7 @@ def test_few_or_undefined_points_are_drawn(points: list[tuple[float, float, str]
 
 CODE = """
 import sys
-import mllm_lit.cli, mllm_lit.plots
+import mllm_lit.plots
 assert "matplotlib" not in sys.modules, "imported before something is drawn"
 mllm_lit.plots.pixels(mllm_lit.plots.heat_map("t", {("a", "b"): 1.0}))
 assert "matplotlib.pyplot" not in sys.modules, "pyplot keeps figures"
