@@ -326,7 +326,13 @@ def test_the_picture_of_forgetting() -> None:
     assert series["mean"].points == [(55, 50, "5")]
     assert series["mean, test splits"].points == [(70, 10, "before")]
     assert not series["mean, test splits"].joined
-    many = trajectory(("t", "acc"), [("a", "acc")], None, [(5 * i, scores(i, 2 * i)) for i in range(1, 101)], None)
+    many = trajectory(
+        ("t", "acc"),
+        [("a", "acc")],
+        None,
+        [(5 * i, {"t": {"acc": i}, "a": {"acc": 2 * i}}) for i in range(1, 101)],
+        None,
+    )
     labels = [label for *_, label in many["mean"].points if label]
     assert len(many["mean"].points) == 100
     assert 5 < len(labels) <= 12, "of many steps some are named"
