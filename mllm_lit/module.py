@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
-from mllm_lit.backbones.vision_cache import VisionCache
+from mllm_lit.backbones.pictures import VisionCache, encoded_once
 from mllm_lit.data.collate import IGNORE, Batch
-from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import SettingError, UserError, in_range

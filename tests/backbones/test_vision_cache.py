@@ -17,7 +17,8 @@ import torch
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
 from mllm_lit.backbones.callback import BackboneCallback, pictures_change
-from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+from mllm_lit.backbones.pictures import VisionCacheError
+from mllm_lit.backbones.pictures.file import FeatureFile
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule
@@ -189,7 +190,8 @@ def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
 FILL = """
 import sys, torch
 from pathlib import Path
-from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+from mllm_lit.backbones.pictures import VisionCacheError
+from mllm_lit.backbones.pictures.file import FeatureFile
 file, kept = FeatureFile(Path(sys.argv[1]) / "full", 10**9), []
 try:
     while True:

@@ -1,15 +1,51 @@
 """Several questions on one picture cost one decode and one pass through the vision encoder per batch."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from mllm_lit.backbones.family import family_of
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def in_front(module: nn.Module, name: str, call: Callable[..., Any]) -> Callable[[], None]:
+    """Have ``call(original, *args, **kwargs)`` answer in place of a module's method.
+
+    Returns:
+        Gives the method back.
+    """
+    original = getattr(module, name)
+
+    @wraps(original)  # generate() reads its signature.
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        return call(original, *args, **kwargs)
+
+    setattr(module, name, instead)  # an attribute of the instance; the class's method is behind it
+    return partial(delattr, module, name)
+
+
+def first_places(keys: Sequence[Key]) -> dict[Key, int]:
+    """Where each key is first, in the order of these places."""
+    places: dict[Key, int] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, place)
+    return places
+
+
+def numbered(keys: Sequence[Any]) -> tuple[int, ...]:
+    """Each key's number, in the order of first appearance.
+
+    >>> numbered(["b", "a", "b"])
+    (0, 1, 0)
+    """
+    numbers = {key: number for number, key in enumerate(first_places(keys))}
+    return tuple(numbers[key] for key in keys)
 
 
 @contextmanager
@@ -27,29 +63,25 @@ def encoded_once(model: Any, pictures: Sequence[int], reuse: bool = False) -> It
         reuse: Encode in the first call only: later ones have the same pictures and no gradient.
     """
     inner: nn.Module = model.model
-    first = [place for place, number in enumerate(pictures) if number not in pictures[:place]]
+    first = list(first_places(pictures).values())
     wanted = len(first) < len(pictures) or (reuse and pictures)
     nested = "get_image_features" in vars(inner)
     if not family_of(model).features_by_picture or nested or not wanted:
         yield
         return
-    original: Any = inner.get_image_features
-    signature = inspect.signature(original)
     kept: list[Any] = []
 
-    @wraps(original)  # generate() reads its signature.
-    def once(*args: Any, **kwargs: Any) -> Any:
+    def once(original: Any, *args: Any, **kwargs: Any) -> Any:
         if not kept or not reuse:
-            named = signature.bind(*args, **kwargs).arguments
+            named = inspect.signature(original).bind(*args, **kwargs).arguments
             kept[:] = [_encode(original, {**named.pop("kwargs", {}), **named}, first, pictures)]
         return kept[0]
 
-    inner.get_image_features = once  # type: ignore[assignment]
+    give_back = in_front(inner, "get_image_features", once)
     try:
         yield
     finally:
-        # What was set is an attribute of the instance; the class's method is behind it.
-        del inner.get_image_features
+        give_back()
 
 
 def _encode(original: Any, arguments: dict[str, Any], first: list[int], pictures: Sequence[int]) -> Any:
@@ -65,26 +97,14 @@ def _encode(original: Any, arguments: dict[str, Any], first: list[int], pictures
     return output
 
 
-def _chosen(arguments: dict[str, Any], first: list[int], count: int) -> dict[str, Any] | None:
+def _chosen(arguments: dict[str, Any], first: list[int], count: int) -> dict[str, Tensor] | None:
     """The arguments with the first of each picture alone; ``None`` if some cannot be told apart by picture."""
-    chosen: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor):
-            continue
-        grid = arguments.get("image_grid_thw")
-        if name == "pixel_values" and grid is not None:
-            parts = torch.split(value, grid.prod(-1).tolist())
-            chosen[name] = torch.cat([parts[place] for place in first]) if len(parts) == count else None
-        else:
-            chosen[name] = value[first] if len(value) == count else None
-    return None if any(value is None for value in chosen.values()) else chosen
-
-
-def numbered(keys: Sequence[Any]) -> tuple[int, ...]:
-    """Each key's number, in the order of first appearance.
-
-    >>> numbered(["b", "a", "b"])
-    (0, 1, 0)
-    """
-    numbers: dict[Any, int] = {}
-    return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
+    parts: dict[str, Any] = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    if (grid := parts.get("image_grid_thw")) is not None:
+        parts["pixel_values"] = parts["pixel_values"].split(grid.prod(-1).tolist())
+    if any(len(part) != count for part in parts.values()):
+        return None
+    return {
+        name: part[first] if isinstance(part, Tensor) else torch.cat([part[place] for place in first])
+        for name, part in parts.items()
+    }
