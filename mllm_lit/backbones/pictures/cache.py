@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,48 +78,38 @@ class VisionCache:
         return True
 
     def detach(self, why: str) -> None:
-        """Give the encoder back and drop everything.
-
-        Args:
-            why: The reason, for the message.
-        """
+        """Give the encoder back and drop everything; ``why`` goes into the message."""
         if self._tower is not None:
             self._give_back()
             self._tower, self._kept, self._file, self.bytes = None, {}, None, 0
             self._say(f"{why} The cache is off.")
 
     def _cached(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        pixels = args[0] if args else next(iter(kwargs.values()))
-        keys = row_keys(args, kwargs, len(pixels))
+        pixels, *_ = [*args, *kwargs.values()]
+        keys = picture_keys([*enumerate(args), *sorted(kwargs.items())], pixels)
         self.looked_up += len(keys)
         if self.folder is not None and self._file is None:
-            self._open(pixels)
+            self._open(self.folder, pixels)
         fresh = {key: place for key, place in first_places(keys).items() if key not in self._kept}
-        made: dict[Key, list[Tensor]] = {}
-        if fresh:
-            made = dict(zip(fresh, self._encode(forward, args, kwargs, list(fresh.values())), strict=True))
-            self._keep(made)
-        rows = [made.get(key) or self._kept[key] for key in keys]
-        # Rows made just now are on the device already, kept ones are not.
-        tensors = [
-            torch.stack([part.to(pixels.device, non_blocking=True) for part in slot])
-            for slot in zip(*rows, strict=True)
-        ]
-        return output_of(tensors, self._slots)
 
-    def _encode(self, forward: Any, args: Any, kwargs: Mapping[str, Any], places: list[int]) -> list[list[Tensor]]:
-        """What the encoder makes of some pictures of a batch, by picture."""
-        count = len(args[0] if args else next(iter(kwargs.values())))
-
-        def run(places: list[int]) -> list[Tensor]:
+        def encode(places: list[int]) -> list[Tensor]:
             def only(value: Any) -> Any:
-                return value[places] if isinstance(value, Tensor) and len(value) == count else value
+                return value[places] if isinstance(value, Tensor) and len(value) == len(keys) else value
 
             output = forward(*map(only, args), **{name: only(value) for name, value in kwargs.items()})
             parts, self._slots = parts_of(output)
             return parts
 
-        parts = run(places)
+        made = dict(zip(fresh, self._made(encode, list(fresh.values())), strict=True)) if fresh else {}
+        self._keep(made)
+        rows = zip(*[made.get(key) or self._kept[key] for key in keys], strict=True)
+        # Rows made just now are on the device already, kept ones are not.
+        tensors = [torch.stack([part.to(pixels.device, non_blocking=True) for part in row]) for row in rows]
+        return output_of(tensors, self._slots)
+
+    def _made(self, encode: Callable[[list[int]], list[Tensor]], places: list[int]) -> list[list[Tensor]]:
+        """What the encoder makes of some pictures of a batch, by picture."""
+        parts = encode(places)
         self.encoded += len(places)
         if not parts or any(len(part) != len(places) for part in parts):
             shapes = [tuple(part.shape) for part in parts]
@@ -129,7 +119,7 @@ class VisionCache:
             )
         if len(places) > 1 and not self._probed:
             self._probed = True
-            alone = run(places[:1])
+            alone = encode(places[:1])
             gap = max(float((one[0] - part[0]).abs().max()) for one, part in zip(alone, parts, strict=True))
             if gap > 0:  # as some kernels' rounding has it
                 self._say(
@@ -154,15 +144,14 @@ class VisionCache:
             self._kept[key] = kept if self._file is None else self._file.append(key, kept, self._slots)
             self.bytes += size
 
-    def _open(self, pixels: Tensor) -> None:
-        assert self.folder is not None
+    def _open(self, folder: Path, pixels: Tensor) -> None:
         assert self._tower is not None
         config: Any = self._tower.config
         weight = next(self._tower.parameters())
         told = [self._identity, weight.dtype, config._attn_implementation, torch.__version__, pixels.device.type]
         name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        self._file = FeatureFile(self.folder / f"{name}-{rank}", self.limit)
+        self._file = FeatureFile(folder / f"{name}-{rank}", self.limit)
         self._kept, self.bytes = self._file.rows, self._file.used
         if self._file.slots is not None:
             self._slots = self._file.slots
@@ -196,26 +185,25 @@ def output_of(tensors: list[Tensor], slots: Slots) -> Any:
     )
 
 
-def row_keys(args: Any, kwargs: dict[str, Any], rows: int) -> list[Key]:
+def picture_keys(given: Sequence[tuple[int | str, Any]], pixels: Tensor) -> list[Key]:
     """A digest per picture of everything the encoder gets with it: pixels, masks, settings."""
     settings = hashlib.sha256()
     split: list[Tensor] = []
-    for name, value in [*enumerate(args), *sorted(kwargs.items())]:
-        if isinstance(value, Tensor):
-            settings.update(f"{name}{tuple(value.shape[1:])}{value.dtype}".encode())
-            if len(value) == rows:
-                split.append(value.detach().contiguous().cpu().view(rows, -1).view(torch.uint8))
-            else:
-                settings.update(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-        else:
+    for name, value in given:
+        if not isinstance(value, Tensor):
             settings.update(f"{name}={value!r}".encode())
-    device = args[0].device.type if args else next(iter(kwargs.values())).device.type
+            continue
+        settings.update(f"{name}{tuple(value.shape[1:])}{value.dtype}".encode())
+        data = value.detach().contiguous().cpu()
+        if len(value) == len(pixels):
+            split.append(data.view(len(pixels), -1).view(torch.uint8))
+        else:
+            settings.update(data.flatten().view(torch.uint8).numpy().data)
+    device = pixels.device.type
     if torch.is_autocast_enabled(device):
         settings.update(str(torch.get_autocast_dtype(device)).encode())
-    keys = []
-    for i in range(rows):
-        digest = settings.copy()
+    keys = [settings.copy() for _ in pixels]
+    for i, digest in enumerate(keys):
         for value in split:
             digest.update(value[i].numpy().data)
-        keys.append(digest.digest())
-    return keys
+    return [digest.digest() for digest in keys]

@@ -53,24 +53,20 @@ class FeatureFile:
                 f"vision_cache: another run has {path}.txt open. Give each run that is going on its own folder."
             ) from error
         # Not for appending: where a file system cannot reserve, the C library writes at places of its own.
-        self._file = os.fdopen(os.open(path.with_suffix(".bin"), os.O_RDWR | os.O_CREAT), "r+b")
-        self._path = path.with_suffix(".bin")
+        path.with_suffix(".bin").touch()
+        self._file = path.with_suffix(".bin").open("r+b")
         # Sparse: blocks are taken in steps, ahead of the rows.
         size = max(limit, self._file.seek(0, os.SEEK_END))
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)
         self._reserved = 0
         self._index.seek(0)
-        for line in self._index:
-            self._read(line)
-
-    def _read(self, line: str) -> None:
-        if not line.endswith("\n"):
-            return  # Cut short by a kill; its row is written anew.
-        key, offset, shapes, slots = line.rstrip("\n").split("\t")
-        self.slots = ast.literal_eval(slots)
-        rows, self.used = self._views(int(offset), ast.literal_eval(shapes))
-        self.rows[bytes.fromhex(key)] = rows
+        text = self._index.read()
+        self._index.truncate(end := text.rfind("\n") + 1)  # A line cut short by a kill; its row is written anew.
+        for line in text[:end].splitlines():
+            key, offset, shapes, slots = line.split("\t")
+            self.slots = ast.literal_eval(slots)
+            self.rows[bytes.fromhex(key)], self.used = self._views(int(offset), ast.literal_eval(shapes))
 
     def _views(self, offset: int, shapes: list[tuple[str, tuple[int, ...]]]) -> tuple[list[Tensor], int]:
         views = []
@@ -85,35 +81,29 @@ class FeatureFile:
         """Write a row and return it as it lies in the file."""
         shapes = [(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for tensor in tensors]
         offset = self.used
-        self._reserve(offset + sum(aligned(tensor.nbytes) for tensor in tensors))
-        views, self.used = self._views(offset, shapes)
-        for view, tensor in zip(views, tensors, strict=True):
-            view.copy_(tensor)
         try:
+            self._reserve(offset + sum(aligned(tensor.nbytes) for tensor in tensors))
+            views, self.used = self._views(offset, shapes)
+            for view, tensor in zip(views, tensors, strict=True):
+                view.copy_(tensor)
             self._index.write(f"{key.hex()}\t{offset}\t{shapes}\t{slots}\n")
             self._index.flush()
         except OSError as error:
-            raise self._full(error) from error
+            raise VisionCacheError(
+                f"vision_cache: {self._file.name} cannot grow beyond {self._reserved:,} bytes: {error.strerror}. What "
+                "is in it stays usable. Free some space, lower vision_cache.gigabytes, choose another folder, or leave "
+                "folder out to keep the features in memory."
+            ) from error
         return views
 
     def _reserve(self, end: int) -> None:
         """Have the disk give the blocks up to ``end``: a mapped page without one ends the process by a signal."""
-        if end <= self._reserved:
-            return
         for step in (STEP, 0):  # less where a whole step does not fit any more
             wanted = min(max(end, self._reserved + step), len(self._map))
-            try:
-                os.posix_fallocate(self._file.fileno(), self._reserved, wanted - self._reserved)
-            except OSError as error:
-                refused = error
-            else:
-                self._reserved = wanted
-                return
-        raise self._full(refused) from refused
-
-    def _full(self, error: OSError) -> VisionCacheError:
-        return VisionCacheError(
-            f"vision_cache: {self._path} cannot grow beyond {self._reserved:,} bytes: {error.strerror}. What is in it "
-            "stays usable. Free some space, lower vision_cache.gigabytes, choose another folder, or leave folder out "
-            "to keep the features in memory."
-        )
+            if end > self._reserved:
+                try:
+                    os.posix_fallocate(self._file.fileno(), self._reserved, wanted - self._reserved)
+                    self._reserved = wanted
+                except OSError:
+                    if not step:
+                        raise

@@ -1,17 +1,15 @@
 """Several questions on one picture cost one decode and one pass through the vision encoder per batch."""
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mllm_lit.backbones.family import family_of
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 def in_front(module: nn.Module, name: str, call: Callable[..., Any]) -> Callable[[], None]:
@@ -30,12 +28,9 @@ def in_front(module: nn.Module, name: str, call: Callable[..., Any]) -> Callable
     return partial(delattr, module, name)
 
 
-def first_places(keys: Sequence[Key]) -> dict[Key, int]:
+def first_places(keys: Sequence[Any]) -> dict[Any, int]:
     """Where each key is first, in the order of these places."""
-    places: dict[Key, int] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, place)
-    return places
+    return {key: keys.index(key) for key in dict.fromkeys(keys)}
 
 
 def numbered(keys: Sequence[Any]) -> tuple[int, ...]:
@@ -44,7 +39,7 @@ def numbered(keys: Sequence[Any]) -> tuple[int, ...]:
     >>> numbered(["b", "a", "b"])
     (0, 1, 0)
     """
-    numbers = {key: number for number, key in enumerate(first_places(keys))}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return tuple(numbers[key] for key in keys)
 
 
@@ -90,10 +85,8 @@ def _encode(original: Any, arguments: dict[str, Any], first: list[int], pictures
         return original(**arguments)
     output = original(**{**arguments, **chosen})
     features = output.pooler_output
-    if isinstance(features, Tensor):
-        output.pooler_output = features[torch.tensor(pictures, device=features.device)]
-    else:
-        output.pooler_output = tuple(features[number] for number in pictures)
+    alike = isinstance(features, Tensor)
+    output.pooler_output = features[list(pictures)] if alike else tuple(features[number] for number in pictures)
     return output
 
 
