@@ -1,7 +1,6 @@
 """What the result of a run depends on: its resolved settings, the files that they name, and the code."""
 
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -26,9 +25,6 @@ class Resolved(MLLMCLI):
     def instantiate_classes(self) -> None:
         """See the class."""
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        """See the class."""
-
 
 def facts(words: Sequence[str]) -> dict[str, Any]:
     """What the result of ``tools/fit.py WORDS`` depends on.
@@ -37,12 +33,8 @@ def facts(words: Sequence[str]) -> dict[str, Any]:
         ``settings`` by dotted name; ``data``, a digest of the files that they name and of those in the package;
         ``code``, a digest of the package's source.
     """
-    kept, sys.argv = sys.argv, sys.argv[:1]
-    try:
-        read = Resolved(["fit", *words])
-    finally:
-        sys.argv = kept
-    tree = yaml.safe_load(read.parser.dump(read.config, skip_unset=False, skip_validation=True))["fit"]
+    read = Resolved(words)
+    tree = yaml.safe_load(read.parser.dump(read.config, skip_unset=False, skip_validation=True))
     settings = flatten({key: value for key, value in tree.items() if key not in ELSEWHERE})
     named = (Path(str(value)).expanduser() for key, value in settings.items() if key.split(".")[-1] in NAMES_FILES)
     listed = [listing(place) for place in sorted({place.absolute() for place in named}) if place.exists()]

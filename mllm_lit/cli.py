@@ -5,38 +5,27 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.loops.fit_loop import _FitLoop
-from lightning.pytorch.utilities import rank_zero_only
 
-from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
-from mllm_lit.callbacks.run_directory import (
-    RunDirectory,
-    claim,
-    find_last,
-    require_checkpoint,
-    run_directory,
-)
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
-from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import check_files, keep_null
+from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict")
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -61,139 +50,141 @@ class SaveResolvedConfig(SaveConfigCallback):
                 logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
 
 
-class FitLoop(_FitLoop):
-    """Lightning's, but a run resumed after its last step still ends as it should: with scores and a saved adapter."""
-
-    @property
-    def skip(self) -> bool:
-        """Whether there is nothing to do at all."""
-        return self.max_batches == 0 or self.trainer.limit_train_batches == 0
-
-
 class MLLMCLI(LightningCLI):
-    """``python tools/fit.py [fit|validate|test|predict] --config FILE [--config OVERLAY] [--KEY VALUE]``."""
+    """Settings read, and trainer, module and data module made of them; nothing is written or loaded.
 
-    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
-        words = sys.argv[1:] if args is None else args
+    Args:
+        words: The command line, without a command.
+        command: What is to be done, one of :data:`COMMANDS`.
+    """
+
+    def __init__(self, words: Sequence[str], command: str = "fit") -> None:
+        self.words, self.command = list(words), command
         refuse_replaced(words)
         check_files(words)
         keep_null()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-        try:
-            super().__init__(
-                MLLMModule,
-                MLLMDataModule,
-                subclass_mode_data=True,
-                save_config_callback=SaveResolvedConfig,
-                save_config_kwargs={"overwrite": True},
-                seed_everything_default=42,
-                auto_configure_optimizers=False,
-                parser_kwargs={"parser_mode": "omegaconf+"},
-                args=list(args) if args is not None else None,
-                run=run,
-            )
-        except Exception:
-            if self.directory is not None:
-                self.directory.remove()
-            raise
+        name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
+        super().__init__(
+            MLLMModule,
+            MLLMDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveResolvedConfig,
+            save_config_kwargs={"config_filename": name, "overwrite": True},
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            args=self.words,
+            run=False,
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The name of the run and where it goes."""
+        """The name of the run, where it goes, and where it goes on."""
         parser.add_argument("--experiment", type=str | None, default=None, help="Default: name of the last --config.")
         parser.add_argument("--version", type=str | None, default=None, help="Default: version_0, version_1, ...")
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
         text = "Keep the scores of untrained backbones in this folder, and take them from there in the next run."
         parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
+        text = "A checkpoint to go on from (fit) or to score; last is the newest of the run's."
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
 
-    def _parse_ckpt_path(self) -> None:
-        """Find the run directory and checkpoint of ``--ckpt_path last``; settings in a checkpoint change nothing."""
-        subcommand = self.config.get("subcommand")
-        given = self.config[subcommand].get("ckpt_path") if subcommand else None
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the words that were given, whatever the process was started with."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Find the run directory and checkpoint of ``--ckpt_path last``; refuse a checkpoint that does not fit."""
+        config, given = self.config, self.config.ckpt_path
+        self.experiment = config.experiment or experiment_name(config.config)
+        self.continues = False
         if given in ("best", "hpc") or str(given).startswith("registry"):
             raise CheckpointError(
                 f"--ckpt_path {given}: a run keeps its newest checkpoints. Give --ckpt_path last or a file's path."
             )
-        if given != "last":
-            return
-        config = self.config[subcommand]
-        folder = config["output"] / (config["experiment"] or experiment_name(config["config"]))
-        config["version"], found = find_last(folder, config["version"])
-        self.continues = config["version"]
-        if subcommand != "fit":
-            require_checkpoint(found, folder, config["version"])
-        print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
-        config["ckpt_path"] = found and str(found)
+        if given == "last":
+            folder = config.output / self.experiment
+            config.version, found = find_last(folder, config.version)
+            self.continues = config.version is not None
+            if found is None and self.command != "fit":
+                where = folder / (config.version or "*") / FOLDER
+                raise CheckpointError(f"--ckpt_path last: there is no checkpoint in {where}. Give the path of one.")
+            print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
+            config.ckpt_path = found and str(found)
+        if config.ckpt_path and not Path(config.ckpt_path).is_dir():  # DeepSpeed writes folders
+            if self.command == "fit":
+                check_resumable(Path(config.ckpt_path), self._settings(), explicit(self.words))
+            else:
+                read(Path(config.ckpt_path))
 
     def instantiate_classes(self) -> None:
-        """Refuse a checkpoint that does not fit, before anything is loaded."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        if (path := config.get("ckpt_path")) and not Path(path).is_dir():  # DeepSpeed writes folders
-            if self.subcommand == "fit":
-                check_resumable(Path(path), self._settings(), explicit(sys.argv[1:]))
-            else:
-                read(Path(path))
+        """Make them, with words for a value that a class refuses."""
         with from_settings():
             super().instantiate_classes()
 
     def _set_seed(self) -> None:
-        seed = self._get(self.config, "seed_everything")
+        seed = self.config.seed_everything
         check_seed("seed_everything", None if isinstance(seed, bool) else seed)
         super()._set_seed()
 
-    continues: str | None = None
-    """Name of the run directory that ``--ckpt_path last`` goes on with."""
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with this package's logger and callbacks."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        trainer = self._get(self.config_init, "trainer")
-        experiment = config["experiment"] or experiment_name(config["config"])
+        """The trainer with this package's callbacks."""
+        config, trainer = self.config, self.config_init["trainer"]
         logger: Any = trainer.get("logger")
-        forgetting = ForgettingCallback(config["keep_before"])
-        callbacks: list[Any] = [BackboneCallback(), PredictionsCallback(), ImportanceCallback(), forgetting]
-        if self.subcommand is not None and not trainer.get("fast_dev_run"):
-            self.directory = self._directory(config, experiment)
-            callbacks.insert(0, self.directory)
-            if logger in (None, True):
-                logger = TensorBoardLogger(config["output"], name=experiment, version=self.directory.path.name)
-        callbacks.append(SummaryCallback(experiment, forgetting, flatten(self._hparams(config))))
+        forgetting = ForgettingCallback(config.keep_before)
+        resume = ResumeCallback(self._settings(), explicit(self.words))
+        summary = SummaryCallback(self.experiment, forgetting, flatten(self._parts(without_sources=True)))
+        callbacks: list[Any] = [resume, forgetting, summary]
+        if not trainer.get("fast_dev_run"):
+            checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
+            place = RunDirectory(config.output, self.experiment, config.version, checkpoint, self.continues)
+            place.draws = logger in (None, True)
+            callbacks.insert(0, place)
         if trainer.get("enable_progress_bar") is not False:
-            # Rich draws nothing into a file or a pipe until it ends.
-            callbacks.append(RichProgressBar() if sys.stdout.isatty() else TQDMProgressBar(refresh_rate=20))
-        callbacks.append(ResumeCallback(self._settings(), explicit(sys.argv[1:])))
-        if self.subcommand not in (None, "fit"):
-            self.save_config_kwargs["config_filename"] = f"config_{self.subcommand}.yaml"
-        # Lightning's samplers repeat rows to make ranks even; this package's split them.
-        settings = {**trainer, "logger": logger, "use_distributed_sampler": False, **kwargs}
-        built = self._instantiate_trainer(settings, callbacks)
+            callbacks.append(TQDMProgressBar(refresh_rate=20))
+        # Lightning's samplers repeat samples to make ranks even; this package's split them.
+        settings = {**trainer, "logger": logger or False, "use_distributed_sampler": False, **kwargs}
+        built = self._instantiate_trainer(settings | ({"logger": False} if logger is True else {}), callbacks)
         check_trainer(built)
-        built.fit_loop.__class__ = FitLoop
         return built
 
-    directory: RunDirectory | None = None
-    """Of this run."""
-
-    def _directory(self, config: Any, experiment: str) -> RunDirectory:
-        checkpoint = config.get("ckpt_path") and Path(config["ckpt_path"])
-        if getattr(rank_zero_only, "rank", 0):  # Rank zero's will count.
-            return RunDirectory(config["output"] / experiment / (config["version"] or ""))
-        if self.continues is not None:
-            return RunDirectory(config["output"] / experiment / self.continues)
-        return RunDirectory(*claim(config["output"], experiment, config["version"], checkpoint))
-
     def _settings(self) -> dict[str, Any]:
-        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
-        dump = dump.get(self.subcommand, dump)
-        parts = {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
-        trainer = dump.get("trainer", {})
-        return flatten(parts | {"trainer": {key: trainer[key] for key in TRAINER if key in trainer}})
+        """All that a resumed run has to have in common with its checkpoint."""
+        trainer = self._dump().get("trainer", {})
+        return flatten(self._parts() | {"trainer": {key: trainer[key] for key in TRAINER if key in trainer}})
 
-    def _hparams(self, config: Any) -> dict[str, Any]:
-        dump = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
-        dump = dump.get(self.subcommand, dump)
-        # A column each in TensorBoard's table: what one run differs from another in.
-        dump.get("data", {}).get("init_args", {}).pop("sources", None)
+    def _parts(self, without_sources: bool = False) -> dict[str, Any]:
+        dump = self._dump()
+        if without_sources:  # a column each in TensorBoard's table: what one run differs from another in
+            dump.get("data", {}).get("init_args", {}).pop("sources", None)
         return {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
+
+    def _dump(self) -> dict[str, Any]:
+        dump: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
+        return dump
+
+
+class Built(NamedTuple):
+    """What a configuration makes: ``trainer.fit(module, data)`` is the run that the command line would do."""
+
+    trainer: Trainer
+    module: MLLMModule
+    data: MLLMDataModule
+
+
+def build(config: Path | str | Mapping[str, Any], words: Sequence[str] = ()) -> Built:
+    """Trainer, module and data module of a configuration; nothing is loaded, read or written yet.
+
+    Args:
+        config: A YAML file of ``configs/``, or what it would hold.
+        words: Further words of the command line, such as ``["--trainer.max_steps", "10"]``.
+
+    Raises:
+        SettingError: A setting cannot be used.
+    """
+    given = config if isinstance(config, (str, Path)) else yaml.safe_dump(dict(config))
+    quiet()
+    cli = MLLMCLI(["--config", str(given), *words])
+    return Built(cli.trainer, cli.model, cli.datamodule)
 
 
 def refuse_replaced(words: Sequence[str]) -> None:
@@ -247,11 +238,10 @@ def quiet() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; ``fit`` is understood where no subcommand stands first."""
-    arguments = list(sys.argv[1:] if args is None else args)
-    if not arguments or arguments[0] not in (*SUBCOMMANDS, "-h", "--help"):
-        arguments.insert(0, "fit")
+    """Run the command line; ``fit`` is understood where no command stands first."""
+    words = list(sys.argv[1:] if args is None else args)
+    command = words.pop(0) if words and words[0] in COMMANDS else "fit"
     quiet()
-    sys.argv = [sys.argv[0], *arguments]
     with plain_errors():
-        MLLMCLI()
+        cli = MLLMCLI(words, command)
+        getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)

@@ -17,7 +17,7 @@ TRACEBACK = "MLLM_LIT_TRACEBACK"
 HIGHEST_SEED = 2**32 - 1
 OUT_OF_MEMORY = (
     "The GPU's memory is full. Lower data.batch_size (and raise trainer.accumulate_grad_batches by as much), "
-    "data.eval_batch_size or model.backbone.max_length, recompute activations (model.backbone.gradient_checkpointing: "
+    "data.eval_tokens or model.backbone.max_length, recompute activations (model.backbone.gradient_checkpointing: "
     "llm), or load the backbone in bfloat16."
 )
 FULL = ("No space left", "I/O error", "I/O: ", "failed writing file", "iostream error", "unexpected pos")

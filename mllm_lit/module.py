@@ -1,8 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -10,33 +9,21 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
-from mllm_lit.backbones.family import family_of
+from mllm_lit.answers import answer_nll
+from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
-from mllm_lit.backbones.pictures import VisionCache, encoded_once
-from mllm_lit.data.collate import IGNORE, Batch
-from mllm_lit.data.prompt import chat_format
+from mllm_lit.backbones.pictures import VisionCache
+from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import SettingError, UserError, in_range
+from mllm_lit.evaluation.evaluator import Evaluator
+from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
+from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
-from mllm_lit.metrics.base import AnswerMetric
+from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import Stream, stream_seed
 from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
-
-
-class Record(TypedDict):
-    """One evaluated row, as written to the prediction files."""
-
-    id: str
-    image: list[str]
-    question: str
-    answer: str
-    references: list[str]
-    prediction: str
-    score: float | None
-    nll: float
-    """Of the true answer, in nats per token."""
-    answer_tokens: int
 
 
 class NonFiniteLoss(UserError, RuntimeError):
@@ -56,6 +43,7 @@ class MLLMModule(L.LightningModule):
         betas: AdamW's.
         eps: AdamW's.
         max_new_tokens: Longest generated answer; ``None`` takes each task's own.
+        importance_log_every: Optimizer steps between two readings of the rule's statistics, which also come at the end.
     """
 
     def __init__(
@@ -69,6 +57,7 @@ class MLLMModule(L.LightningModule):
         eps: float = 1e-8,
         max_new_tokens: int | None = None,
         vision_cache: VisionCache | None = None,
+        importance_log_every: int = 50,
     ) -> None:
         super().__init__()
         self.vision_cache = vision_cache
@@ -77,6 +66,7 @@ class MLLMModule(L.LightningModule):
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
         self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)
         self.max_new_tokens = in_range("model.max_new_tokens", max_new_tokens, 1)
+        self.importance_log_every = in_range("model.importance_log_every", importance_log_every, 1)
         self.loaded: LoadedBackbone | None = None
         self.net: nn.Module | None = None
         self.reference: Reference | None = None
@@ -88,8 +78,10 @@ class MLLMModule(L.LightningModule):
         self.label_tokens = 0
         self.tokens = 0
         self.positions = 0
-        self._metrics: dict[str, AnswerMetric] = {}
-        self._lockstep = self._hidden = False
+        self.test_phase = "test"
+        """Names the answers of ``trainer.test``."""
+        self._in_step = self._hidden = False
+        self._replays = False
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -112,24 +104,24 @@ class MLLMModule(L.LightningModule):
         if self.vision_cache is not None:
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         strategy = self._trainer.strategy if self._trainer is not None else None
-        self._lockstep, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
+        self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
         if isinstance(strategy, FSDP2Strategy):
             strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)
-        self._family = family_of(self.loaded.model)
-        self._stop_ids = chat_format(self.loaded.processor).stop_ids(self.loaded.model.generation_config)
-        self._positions = "position_ids" in inspect.signature(self.loaded.model.forward).parameters
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Put the callbacks that the arguments ask for ahead of the trainer's, which may score what they do."""
+        own: list[L.Callback] = [BackboneCallback()]
+        if self.importance is not None:
+            own.append(ImportanceCallback(self.importance_log_every))
+        there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        self.trainer.callbacks[:0] = [one for one in own if type(one) not in there]  # type: ignore[attr-defined]
+        return []
 
     @property
-    def processor(self) -> Any:
-        """The backbone's processor."""
-        return self._loaded.processor
-
-    @property
-    def max_length(self) -> int:
-        """Longest sequence, in tokens, image tokens counted in: as configured, else what the LLM was trained for."""
-        if self.backbone.max_length is not None:
-            return self.backbone.max_length
-        return context(self._loaded)
+    def collate(self) -> Collate:
+        """What turns samples into batches: by the backbone's processor, up to the longest sequence that was set, or
+        that the LLM was trained for (in tokens, image tokens counted in)."""
+        return Collate(self._loaded.processor, self.backbone.max_length or context(self._loaded))
 
     @property
     def _loaded(self) -> LoadedBackbone:
@@ -159,43 +151,6 @@ class MLLMModule(L.LightningModule):
 
     # ---- training --------------------------------------------------------------------------------------------------
 
-    def answer_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of the answers, in nats.
-
-        Logits are computed from the first answer token on: padding is on the left, so answers end together.
-
-        Returns:
-            Sum of the NLL over each row's answer tokens, (B,), and the number of those tokens, (B,).
-        """
-        counts = (batch.labels != IGNORE).sum(1)
-        span = int((batch.labels != IGNORE).any(0).flip(0).nonzero().max()) + 1
-        logits = self._logits(batch, keep=span + 1)[:, :-1]
-        targets = batch.labels[:, -span:]
-        nll = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        return nll.view_as(targets).sum(1), counts
-
-    def _logits(self, batch: Batch, keep: int) -> Tensor:
-        assert self.net is not None
-        inputs = dict(batch.inputs)
-        if self._positions and (positions := self._family.position_ids(inputs["attention_mask"])) is not None:
-            inputs["position_ids"] = positions
-        try:
-            with encoded_once(self._loaded.model, batch.pictures):
-                logits: Tensor = self.net(**inputs, logits_to_keep=keep, use_cache=False).logits
-        except ValueError as error:
-            if "image" not in str(error).lower():
-                raise
-            ids = ", ".join(sample.id for sample in batch.samples[:8])
-            raise SettingError(
-                f"The vision encoder's features do not fit the image tokens of the text (samples {ids}): {error}. "
-                "The processor and the weights disagree about image size, patch size or the CLS token; take both "
-                "from the same folder, or set the processor's patch_size, num_additional_image_tokens and "
-                "vision_feature_select_strategy to the vision encoder's."
-            ) from error
-        return logits[:, -keep:]
-
     def on_fit_start(self) -> None:
         """Refuse what a strategy cannot do.
 
@@ -214,7 +169,8 @@ class MLLMModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
-        nll, counts = self.answer_nll(batch)
+        assert self.net is not None
+        nll, counts = answer_nll(self.net, batch)
         total = nll.sum()
         if torch.is_grad_enabled() and not total.requires_grad:
             # Nothing that trains has seen the batch: the connector alone trains, and no row has a picture.
@@ -265,7 +221,8 @@ class MLLMModule(L.LightningModule):
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
         self.log("train/loss", nll / tokens, prog_bar=True)
-        if getattr(self.trainer.datamodule, "replay", 0):  # type: ignore[attr-defined]
+        self._replays = self._replays or replay_tokens > 0
+        if self._replays:
             parts = {"target": (nll - replay_nll, tokens - replay_tokens), "replay": (replay_nll, replay_tokens)}
             for name, (part, count) in parts.items():
                 if count:
@@ -273,83 +230,57 @@ class MLLMModule(L.LightningModule):
         for group in optimizer.param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
 
-    # ---- evaluation ------------------------------------------------------------------------------------------------
+    # ---- evaluation: a loader's one batch is an evaluator ------------------------------------------------------------
 
-    @torch.no_grad()
-    def evaluate(
-        self, batch: Batch, metric: AnswerMetric, max_new_tokens: int, rows: int | None = None
-    ) -> list[Record]:
-        """Generate answers, score them, and measure the NLL of the true ones; of the first ``rows`` rows only."""
-        with encoded_once(self._loaded.model, batch.pictures, reuse=True):
-            predictions = self.generate(batch, max_new_tokens)
-            nll, counts = self.answer_nll(batch)
-        predictions, samples = predictions[:rows], batch.samples[:rows]
-        metric.update(predictions, samples)
-        scores = metric.row_scores(predictions, samples)
-        return [
-            Record(
-                id=sample.id,
-                image=[str(getattr(ref, "name", ref)) for ref in sample.images],
-                question=sample.question,
-                answer=sample.answer,
-                references=list(sample.references),
-                prediction=prediction,
-                score=score,
-                nll=value / count,
-                answer_tokens=count,
-            )
-            for sample, prediction, score, value, count in zip(
-                samples, predictions, scores, nll.tolist()[:rows], counts.tolist()[:rows], strict=True
-            )
-        ]
+    def evaluate(self, evaluator: Evaluator, phase: str, limit: float | None = None) -> Result:
+        """Score the model as it is.
 
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
-        """Greedy answers, stripped, one a row."""
-        if batch.prompt is None:
-            raise ValueError("This batch has no prompts to continue: build it with Collate(..., with_prompt=True).")
+        Between batches every callback that has ``on_evaluation_batch_end(trainer, module)`` is called.
+
+        Args:
+            evaluator: Of the sets that are scored.
+            phase: Names the folder of the answers, ``predictions/PHASE`` in the run directory.
+            limit: Batches of each set, as Lightning has it: 1.0 is all of them.
+        """
         assert self.net is not None
-        out = self.net.generate(  # type: ignore[operator]
-            **batch.prompt,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=self._stop_ids,
-            synced_gpus=self._lockstep,
+        trainer, run = self.trainer, run_directory(self.trainer)
+        hooks = [getattr(one, "on_evaluation_batch_end", None) for one in trainer.callbacks]  # type: ignore[attr-defined]
+
+        def after_batch() -> None:
+            for hook in hooks:
+                if hook is not None:
+                    hook(trainer, self)
+
+        return evaluator.run(
+            self.net,
+            phase,
+            folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
+            context=trainer.precision_plugin.forward_context,
+            in_step=self._in_step,
+            limit=limit if isinstance(limit, int) else None,
+            progress=trainer.progress_bar_callback is not None,
+            after_batch=after_batch,
         )
-        texts = self.processor.batch_decode(out[:, batch.prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
 
-    def _evaluation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int) -> list[Record]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        name = data.names[dataloader_idx]
-        task = data.tasks[name]
-        if name not in self._metrics:
-            # Ranks are gathered when the score is computed, never a batch at a time.
-            self._metrics[name] = task.metric().to(self.device)
-        own = data.own_rows(batch_idx, dataloader_idx)
-        return self.evaluate(batch, self._metrics[name], self.max_new_tokens or task.max_new_tokens, own)
+    def validation_step(self, batch: Evaluator, batch_idx: int) -> Result | None:  # type: ignore[override]
+        """Evaluate, and log ``val/SET/SCORE``; not in Lightning's sanity check."""
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            return None
+        phase = f"step-{trainer.global_step:06d}" if trainer.state.fn == "fit" else "validate"
+        result = self.evaluate(batch, phase, trainer.limit_val_batches)
+        for name, scores in result.scores.items():
+            for key, value in scores.items():
+                self.log(f"val/{name}/{key}", value, rank_zero_only=True, batch_size=1)
+        return result
 
-    def validation_step(  # type: ignore[override]
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[Record]:
-        """Score a batch of the set number ``dataloader_idx``."""
-        return self._evaluation_step(batch, batch_idx, dataloader_idx)
+    def test_step(self, batch: Evaluator, batch_idx: int) -> Result:  # type: ignore[override]
+        """Evaluate."""
+        return self.evaluate(batch, self.test_phase, self.trainer.limit_test_batches)
 
-    def test_step(  # type: ignore[override]
-        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[Record]:
-        """Score a batch of the set number ``dataloader_idx``."""
-        return self._evaluation_step(batch, batch_idx, dataloader_idx)
-
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> list[Record]:
+    def predict_step(self, batch: Evaluator, batch_idx: int) -> Result:
         """As :meth:`test_step`: the answers with their scores."""
-        return self._evaluation_step(batch, batch_idx, dataloader_idx)
-
-    def pop_scores(self) -> dict[str, dict[str, float]]:
-        """Scores of every set since the last call, in points; clears them."""
-        scores = {name: {k: float(v) for k, v in metric.compute().items()} for name, metric in self._metrics.items()}
-        self._metrics = {}
-        return scores
+        return self.evaluate(batch, "predict", self.trainer.limit_predict_batches)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

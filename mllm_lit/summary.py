@@ -9,10 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from mllm_lit.evaluation.sets import Scores
 from mllm_lit.metrics import forgetting, tradeoff
 
 PACKAGES = ("mllm_lit", "torch", "lightning", "transformers", "peft")
-Scores = dict[str, dict[str, float]]
 
 
 def summarise(

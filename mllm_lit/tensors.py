@@ -5,8 +5,9 @@ shard; what concerns a whole tensor (a mean, a count) is a row of numbers, summe
 all-reduce. No parameter, gradient or mask is ever gathered.
 """
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ CHUNK = {"cpu": 1 << 18}
 """Entries handled at a time. On a CPU the temporaries of one chunk stay in the cache, so an eager chain of
 elementwise operations costs one trip to memory, not thirty."""
 DEFAULT_CHUNK = 1 << 22
+_MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85)  # odd 63-bit multipliers, which make the sum below depend on every bit
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -113,3 +115,28 @@ class ShardSums:
                 dist.all_reduce(table, group=mesh.get_group(dim))
             result[index] = table[:, :place].sum(1)
         return result
+
+
+def fingerprint(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 over names, shapes and every value, the same on any device, in any dtype and under any sharding.
+
+    Values enter as a sum of scrambled bit patterns in 64-bit integers, which does not depend on the order of
+    summation, so shards can be summed; it is a check against mistakes, not against an adversary.
+    """
+    values = parameters if values is None else values
+    names = sorted(parameters)
+    rows = []
+    for name in names:
+        total = torch.zeros((), dtype=torch.int64, device=local(values[name]).device)
+        for (part,) in chunks(local(values[name])):
+            bits = (part.to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 turns -0 into 0
+            bits = bits * _MIX[0]
+            total += ((bits ^ (bits >> 29)) * _MIX[1]).sum()
+        rows.append(total)
+    if not rows:
+        return hashlib.sha256().hexdigest()
+    sums = ShardSums([parameters[name] for name in names])(torch.stack(rows).unsqueeze(1))
+    digest = hashlib.sha256()
+    for name, value in zip(names, sums.squeeze(1).tolist(), strict=True):
+        digest.update(f"{name} {tuple(parameters[name].shape)} {value}\n".encode())
+    return digest.hexdigest()

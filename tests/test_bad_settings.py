@@ -48,7 +48,7 @@ FIT = {
     "--model.importance mllm_lit.importance.L2SP --model.importance.strength -1": (1, r"importance\.strength is -1"),
     "--model.importance mllm_lit.importance.RandomMask --model.importance.seed -1": (1, r"importance\.seed is -1"),
     "--data.batch_size 0": (1, r"data\.batch_size is 0; .* at least 1"),
-    "--data.eval_batch_size 0": (1, r"data\.eval_batch_size is 0"),
+    "--data.eval_tokens 0": (1, r"data\.eval_tokens is 0"),
     "--data.replay -1": (1, r"data\.replay is -1"),
     "--data.fraction 0": (1, r"data\.fraction is 0\.0; .* at most 1 and above 0"),
     "--data.max_samples 0": (1, r"data\.max_samples is 0"),
@@ -205,20 +205,20 @@ def test_what_cannot_be_used_is_answered_in_words(
     ],
 )
 def test_the_ends_of_the_ranges_are_allowed(line: str, config: Path) -> None:
-    from mllm_lit.cli import MLLMCLI
+    from mllm_lit.cli import build
 
-    MLLMCLI(["--config", str(config), "--trainer.accelerator", "cpu", *shlex.split(line)], run=False)
+    build(config, ["--trainer.accelerator", "cpu", *shlex.split(line)])
 
 
 @pytest.mark.parametrize("word", ["null", "~"])
 def test_null_is_null_at_any_depth(word: str) -> None:
     """The parser reads a word for a class within a class twice, and made the text "None" of it."""
-    from mllm_lit.cli import MLLMCLI
+    from mllm_lit.cli import build
 
     data = str(CONFIGS / "tasks" / "huggingface.yaml")
-    words = ["--config", str(CONFIGS / "scienceqa_lora.yaml"), "--data", data, "--data.sources", "null"]
+    words = ["--data", data, "--data.sources", "null", "--trainer.accelerator", "cpu"]
     words += ["--data.task.image", word, f"--data.task.choices={word}", "--data.task.id", "None"]
-    task: Any = MLLMCLI([*words, "--trainer.accelerator", "cpu"], run=False).datamodule.task
+    task: Any = build(CONFIGS / "scienceqa_lora.yaml", words).data.task
     assert (task.columns["image"], task.columns["choices"], task.columns["id"]) == (None, None, "None")
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from mllm_lit.callbacks.forgetting import ForgettingCallback
+from mllm_lit.module import MLLMModule
 from tests.test_run import CONFIGS, config, run
 
 pytestmark = pytest.mark.slow
@@ -21,13 +21,13 @@ __all__ = ["config"]  # the fixture
 def phases(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The evaluations that were really run."""
     seen: list[str] = []
-    test = ForgettingCallback._test
+    evaluate = MLLMModule.evaluate
 
-    def spy(self: ForgettingCallback, trainer: Any, phase: str) -> Any:
+    def spy(self: MLLMModule, evaluator: Any, phase: str, limit: Any = None) -> Any:
         seen.append(phase)
-        return test(self, trainer, phase)
+        return evaluate(self, evaluator, phase, limit)
 
-    monkeypatch.setattr(ForgettingCallback, "_test", spy)
+    monkeypatch.setattr(MLLMModule, "evaluate", spy)
     return seen
 
 
@@ -78,7 +78,7 @@ def test_kept_scores_serve_only_the_same_backbone_data_and_precision(
     assert measured("--trainer.precision", "bf16-mixed", "--model.backbone.dtype", "bfloat16")
     assert measured("--model.backbone.aspect", "pad")
     assert measured("--model.max_new_tokens", "2")
-    assert measured("--data.eval_batch_size", "3")
+    assert measured("--data.eval_tokens", "300")
     assert measured("--data.max_eval_samples", "5")
     settings = yaml.safe_load(config.read_text())
     folder = Path(settings["data"]["init_args"]["root"])
@@ -126,7 +126,7 @@ def test_other_scorers_and_other_parts_of_a_set_have_other_scores(
             "class_path": "mllm_lit.data.VQADataModule",
             "init_args": {
                 "task": {"class_path": "mllm_lit.tasks.Conversations", "init_args": {"score": "lower"}},
-                "root": str(tmp_path / "data"), "batch_size": 2, "eval_batch_size": 2,
+                "root": str(tmp_path / "data"), "batch_size": 2, "eval_tokens": 1,
             },
         },
         "trainer": {

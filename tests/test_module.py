@@ -7,8 +7,10 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from mllm_lit.adapters import Full, LoRA
+from mllm_lit.answers import answer_nll, greedy_answers
 from mllm_lit.backbones import Backbone, BackboneError
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
@@ -23,7 +25,7 @@ def module(folder: Path, adapter: Any = None, **more: Any) -> MLLMModule:
 
 def data(root: Path, batch_size: int = 4, sources: bool = False, **more: Any) -> VQADataModule:
     held = Sources({"source": Source(ToySource(), root)}) if sources else None
-    return VQADataModule(Toy(), root, held, batch_size=batch_size, eval_batch_size=3, **more)
+    return VQADataModule(Toy(), root, held, batch_size=batch_size, **more)
 
 
 def trainer(root: Path, **more: Any) -> L.Trainer:
@@ -51,11 +53,11 @@ def test_nll_is_that_of_the_models_own_loss(tiny_folder: Path, tmp_path: Path) -
     assert model.net is not None
     model.net.eval()
     rows = Toy().rows(tmp_path, "train")[:6]
-    batch = Collate(model.processor)(rows)
-    nll, counts = model.answer_nll(batch)
+    batch = Collate(model.collate.processor)(rows)
+    nll, counts = answer_nll(model.net, batch)
     assert counts.tolist() == (batch.labels != IGNORE).sum(1).tolist()
     for i, row in enumerate(rows):
-        alone = Collate(model.processor)([row])
+        alone = Collate(model.collate.processor)([row])
         own = model.net(**alone.inputs, labels=alone.labels).loss
         torch.testing.assert_close(nll[i] / counts[i], own)
 
@@ -71,8 +73,10 @@ def test_accumulation_equals_the_large_batch(tiny_folder: Path, tmp_path: Path, 
         rows.train_rows = rows.train_rows[:last]
         # One order for both, whatever the batch size: the sampler's is by batch.
         order = [range(i, min(i + batch_size, last)) for i in range(0, last, batch_size)]
-        rows.train_dataloader = lambda: rows._loader(  # type: ignore[method-assign]
-            rows.train_rows, Collate(model.processor), batch_sampler=order
+        rows.train_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
+            rows.train_rows,  # type: ignore[arg-type]
+            collate_fn=Collate(model.collate.processor),
+            batch_sampler=order,
         )
         trainer(tmp_path, accumulate_grad_batches=accumulate).fit(model, datamodule=rows)
         return weights(model)
@@ -87,7 +91,7 @@ def test_a_mean_of_means_would_have_been_seen(tiny_folder: Path, tmp_path: Path)
     model = module(tiny_folder)
     model.configure_model()
     rows = Toy().rows(tmp_path, "train")[:8]
-    nll, counts = model.answer_nll(Collate(model.processor)(rows))
+    nll, counts = answer_nll(model.net, Collate(model.collate.processor)(rows))
     means = [(nll[i : i + 2].sum() / counts[i : i + 2].sum()).item() for i in range(0, 8, 2)]
     assert abs(sum(means) / 4 - (nll.sum() / counts.sum()).item()) > 1e-3
 
@@ -168,10 +172,10 @@ def test_a_non_finite_loss_stops_before_a_weight_moves(tiny_folder: Path, tmp_pa
 def test_features_that_do_not_fit_the_image_tokens_are_explained(tiny_folder: Path, tmp_path: Path) -> None:
     model = module(tiny_folder)
     model.configure_model()
-    model.processor.num_additional_image_tokens = 3
-    batch = Collate(model.processor)(Toy().rows(tmp_path, "train")[:2])
+    model.collate.processor.num_additional_image_tokens = 3
+    batch = Collate(model.collate.processor)(Toy().rows(tmp_path, "train")[:2])
     with pytest.raises(ValueError, match=r"do not fit the image tokens of the text \(samples train-0, train-1\)"):
-        model.answer_nll(batch)
+        answer_nll(model.net, batch)
 
 
 def test_generation_in_a_batch_equals_one_by_one(tiny_folder: Path, tmp_path: Path) -> None:
@@ -180,9 +184,9 @@ def test_generation_in_a_batch_equals_one_by_one(tiny_folder: Path, tmp_path: Pa
     assert model.net is not None
     model.net.eval()
     rows = Toy().rows(tmp_path, "train")[:6]
-    collate = Collate(model.processor, with_prompt=True)
-    together = model.generate(collate(rows), 8)
-    assert together == [model.generate(collate([row]), 8)[0] for row in rows]
+    collate = Collate(model.collate.processor, with_prompt=True)
+    together = greedy_answers(model.net, model.collate, collate(rows), 8)
+    assert together == [greedy_answers(model.net, model.collate, collate([row]), 8)[0] for row in rows]
     assert len(set(together)) > 1
 
 

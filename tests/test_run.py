@@ -194,7 +194,7 @@ def test_a_missing_folder_is_answered_in_words(config: Path) -> None:
 
 
 def test_a_run_directory_that_exists_is_refused(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mllm_lit.callbacks.run_directory import RunDirectoryError
+    from mllm_lit.run_directory import RunDirectoryError
 
     taken = tmp_path / "logs" / "toy_run" / "mine"
     taken.mkdir(parents=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
+from mllm_lit.data.sampler import TrainBatchSampler
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,10 +54,6 @@ def test_rows_of_a_batch_have_similar_lengths() -> None:
         )
 
     assert spread(16) < spread(1) / 4
-
-
-def test_evaluation_scores_every_row_once() -> None:
-    assert sorted(i for rank in range(3) for i in RankSampler(10, rank, 3)) == list(range(10))
 
 
 def test_a_batch_size_below_one_is_refused() -> None:

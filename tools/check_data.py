@@ -24,8 +24,7 @@ def main() -> int:
     if options.faults is not None:
         options.faults.open("a").close()  # refused now, not after all was read
     quiet()
-    sys.argv = [sys.argv[0], *rest]
-    datasets, faults = read_all(MLLMCLI(run=False).datamodule.readers())
+    datasets, faults = read_all(MLLMCLI(rest).datamodule.readers())
     faults += check(datasets, options.workers)
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     if options.faults is not None:

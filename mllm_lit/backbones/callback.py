@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
 from mllm_lit.backbones.report import parameter_report
-from mllm_lit.module import MLLMModule
 
 PROBED_ROWS = 4
 
@@ -18,11 +17,8 @@ PROBED_ROWS = 4
 class BackboneCallback(L.Callback):
     """Prints the table of parameters and logs it as text; stands first, ahead of what evaluates."""
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Report, and switch off a vision cache that could never be of use."""
-        assert isinstance(pl_module, MLLMModule)
-        assert pl_module.net is not None
-        assert pl_module.loaded is not None
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         report = parameter_report(pl_module.net, pl_module.loaded.layout, groups)
         if trainer.is_global_zero:

@@ -21,9 +21,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mllm_lit.callbacks.progress import behind_a_batch
 from mllm_lit.errors import UserError, free, in_range
+from mllm_lit.run_directory import FOLDER, LAST, by_age, run_directory
 
-FOLDER = "checkpoints"
-LAST = "last.ckpt"
 TEMPORARY = ".tmp"
 STOPS = (signal.SIGTERM, signal.SIGUSR1)
 """What clusters send ahead of a pre-emption or the time limit."""
@@ -133,11 +132,6 @@ def fault(path: Path) -> str | None:
     return f"the checksum of {bad} is wrong" if bad else None
 
 
-def by_age(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first; ``last.ckpt``, another name of the newest, comes after it."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name != LAST), reverse=True)
-
-
 def rename(source: Path, target: Path) -> None:
     """Put a file in another's place, so that a crash leaves one or the other, whole."""
     os.replace(source, target)
@@ -172,8 +166,6 @@ class TrainableCheckpoint(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find the folder, and have files written and read safely."""
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        from mllm_lit.callbacks.run_directory import run_directory
-
         self.folder = (run_directory(trainer) or Path(trainer.default_root_dir)) / FOLDER
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -218,18 +210,11 @@ class TrainableCheckpoint(Checkpoint):
         if stop:
             self._leave(trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Leave an evaluation if nothing would be lost."""
+    def on_evaluation_batch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave an evaluation if nothing would be lost: its answers so far are kept, and so is what was trained."""
         # Several ranks could not agree here: they do not evaluate in step.
         stop = self._stop or trainer.received_sigterm
-        if stop and trainer.world_size == 1 and self._saved == trainer.global_step and trainer.state.fn == "fit":
-            self._leave(trainer)
-
-    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """As during validation."""
-        if trainer.fit_loop.epoch_loop.batch_progress.total.ready:
-            self.on_validation_batch_end(trainer)
-        elif trainer.received_sigterm and trainer.world_size == 1:
+        if stop and trainer.world_size == 1 and trainer.state.fn == "fit" and self._saved == trainer.global_step:
             self._leave(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -263,16 +248,16 @@ class TrainableCheckpoint(Checkpoint):
                 old.unlink() if old.is_file() else shutil.rmtree(old)
 
     def _leave(self, trainer: L.Trainer) -> None:
+        assert self.folder is not None
         if trainer.global_step:
-            assert self.folder is not None
             rank_zero_info(
                 f"Stopped by a signal at optimizer step {trainer.global_step}; everything up to it is in "
                 f"{self.folder}. Go on with: --version {self.folder.parent.name} --ckpt_path last"
             )
         else:
             rank_zero_info(
-                "Stopped by a signal in the evaluation before training: nothing was trained, and its scores so far are "
-                "lost. Start the run again."
+                "Stopped by a signal in the evaluation before training. Its answers so far are kept. Go on with: "
+                f"--version {self.folder.parent.name} --ckpt_path last"
             )
         raise SIGTERMException
 

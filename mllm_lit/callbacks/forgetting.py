@@ -1,4 +1,4 @@
-"""Scores the target and the held-out sources before, during and after training."""
+"""Says when target and sources are scored: before, during and after training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,47 +8,50 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from mllm_lit.callbacks.before import ScoresKept, set_digests
-from mllm_lit.callbacks.run_directory import run_directory
-from mllm_lit.callbacks.trajectory import draw_trajectory
-from mllm_lit.module import MLLMModule, Record
-
-Scores = dict[str, dict[str, float]]
-"""Set -> score name -> points (``nll`` in nats per answer token)."""
+from mllm_lit.evaluation.evaluator import Evaluator
+from mllm_lit.evaluation.kept import ScoresKept
+from mllm_lit.evaluation.sets import Result, Scores
+from mllm_lit.evaluation.trajectory import draw_trajectory
+from mllm_lit.module import MLLMModule
+from mllm_lit.run_directory import run_directory
 
 
 class ForgettingCallback(L.Callback):
-    """Runs the test sets before the first and after the last step, and keeps the scores of every evaluation.
+    """Scores the test sets before the first and after the last step, and keeps the scores of every evaluation.
 
-    The test loop runs inside ``fit``, so that the model is placed and sharded once. ``before`` is the backbone without
-    its adapter (the adapter is switched off for it), and is kept in checkpoints: a resumed run does not repeat it. If
-    that run scores other sets, rows or answers than before, it says so and measures the backbone again, on the weights
-    that were there before the checkpoint's; the scores of earlier steps are then left out.
+    ``before`` is the backbone without its adapter (the adapter is switched off for it), and is kept in checkpoints: a
+    resumed run does not repeat it. If that run scores other sets, samples or answers than before, it says so and
+    measures the backbone again, on the weights that were there before the checkpoint's; the scores of earlier steps
+    are then left out.
 
     Args:
         keep: A folder in which scores and answers of untrained backbones are kept and looked for, so that of many runs
             only the first measures them; ``None`` for none.
+        images: Pictures with question, answer and prediction shown per set in TensorBoard.
 
     Attributes:
         before: Scores of the backbone, ``None`` until measured.
         during: ``(optimizer step, scores)`` of each validation.
         after: Scores of the trained model.
+        last: Of the latest ``trainer.test``.
+        headlines: Set -> name of the score that a table shows, the target first.
     """
 
-    def __init__(self, keep: Path | None = None) -> None:
+    def __init__(self, keep: Path | None = None, images: int = 8) -> None:
         self.kept = None if keep is None else ScoresKept(keep)
+        self.images = images
         self.before: Scores | None = None
         self.during: list[tuple[int, Scores]] = []
         self.after: Scores | None = None
-        self.phase = ""
+        self.last: Scores = {}
+        self.headlines: dict[str, str] = {}
         self._measured: dict[str, dict[str, str]] = {}
         self._untrained: dict[str, torch.Tensor] = {}
         self._changed: dict[str, bool] = {}
         self._due = False
-        self._nll: dict[str, list[tuple[float, int]]] = {}
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
@@ -57,6 +60,85 @@ class ForgettingCallback(L.Callback):
         assert isinstance(pl_module, MLLMModule)
         if stage == "fit":
             pl_module.on_checkpoint = partial(self._compare, trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the backbone, and make up for a validation that an interruption has cost."""
+        assert isinstance(pl_module, MLLMModule)
+        if fast_dev_run(trainer):
+            return
+        evaluator = evaluator_of(trainer, "test")
+        self.headlines = evaluator.headlines()
+        self._measured = self._measured or self._digests(trainer, pl_module)
+        if self.before is None:
+            with swapped(pl_module, self._untrained):
+                result = self._backbone(trainer, pl_module, evaluator)
+            self._untrained = {}
+            self.before = result.scores
+            log_scores(trainer, self.before, "test", step=0)
+            show(trainer, result, evaluator, self.images)
+        if self._due:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Keep and draw the scores of a validation."""
+        if not isinstance(outputs, Result):
+            return
+        if trainer.state.fn == "fit":
+            self.during.append((trainer.global_step, outputs.scores))
+            draw_trajectory(trainer, batch.headlines(), self.before, self.during, None)
+            show(trainer, outputs, batch, self.images, "during")
+        else:
+            print_scores(trainer, outputs.scores)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score what came out."""
+        assert isinstance(pl_module, MLLMModule)
+        if fast_dev_run(trainer) or trainer.interrupted:
+            return
+        evaluator = evaluator_of(trainer, "test")
+        result = pl_module.evaluate(evaluator, "after", trainer.limit_test_batches)
+        self.after = result.scores
+        log_scores(trainer, self.after, "test", step=trainer.global_step)
+        show(trainer, result, evaluator, self.images)
+        draw_trajectory(trainer, self.headlines, self.before, self.during, self.after)
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Log, draw and print."""
+        self.last = outputs.scores
+        log_scores(trainer, outputs.scores, "test", step=trainer.global_step)
+        self.on_predict_batch_end(trainer, pl_module, outputs, batch)
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Draw and print."""
+        show(trainer, outputs, batch, self.images)
+        print_scores(trainer, outputs.scores)
+
+    # ---- the backbone ----------------------------------------------------------------------------------------------
+
+    def _backbone(self, trainer: L.Trainer, module: MLLMModule, evaluator: Evaluator) -> Result:
+        folder = run_directory(trainer)
+        place = None
+        # What an adapter does to the backbone's own weights, the name of a place does not tell.
+        if self.kept is not None and folder is not None and not getattr(module.adapter, "mutates", False):
+            place, predictions = self.kept.place(trainer, module, evaluator), folder / "predictions" / "before"
+            if trainer.strategy.broadcast(place.is_dir()):
+                rank_zero_info(f"Scores before training: those kept in {place}")
+                found = self.kept.load(place, predictions) if trainer.is_global_zero else None
+                return trainer.strategy.broadcast(found)  # type: ignore[return-value]
+        # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
+        with module.adapter.without_new_modules(module.net):  # type: ignore[arg-type]
+            result = module.evaluate(evaluator, "before", trainer.limit_test_batches)
+        if self.kept is not None and place is not None and trainer.is_global_zero:
+            self.kept.save(place, result, predictions)
+        return result
 
     def _compare(self, trainer: L.Trainer, module: MLLMModule, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["callbacks"].get(self.state_key, {}).get("measured", {})
@@ -70,7 +152,7 @@ class ForgettingCallback(L.Callback):
                 )
                 rank_zero_info(
                     f"The {phase} sets {', '.join(changed)} are scored otherwise than in the checkpoint's run (other "
-                    f"rows, scorer or length of answers), so the scores {again}."
+                    f"samples, scorer or length of answers), so the scores {again}."
                 )
             if changed and phase == "test":
                 # Modules of the adapter's own are switched off for it, so only the backbone's tensors matter.
@@ -83,117 +165,14 @@ class ForgettingCallback(L.Callback):
             self._changed[phase] = bool(changed)
 
     def _digests(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, dict[str, str]]:
-        return {phase: set_digests(trainer, module, phase, moved=True) for phase in ("test", "val")}
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the backbone, and make up for a validation that an interruption has cost."""
-        assert isinstance(pl_module, MLLMModule)
-        assert pl_module.net is not None
-        if fast_dev_run(trainer):
-            return
-        self._measured = self._measured or self._digests(trainer, pl_module)
-        if self.before is None:
-            with swapped(pl_module, self._untrained):
-                self.before = self._backbone(trainer, pl_module)
-            self._untrained = {}
-            log_scores(trainer, self.before, "test", step=0)
-        if self._due:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-
-    def _backbone(self, trainer: L.Trainer, module: MLLMModule) -> Scores:
-        folder = run_directory(trainer)
-        place = None
-        # What an adapter does to the backbone's own weights, the name of a place does not tell.
-        if self.kept is not None and folder is not None and not getattr(module.adapter, "mutates", False):
-            place, predictions = self.kept.place(trainer, module), folder / "predictions" / "before"
-            if trainer.strategy.broadcast(place.is_dir()):
-                rank_zero_info(f"Scores before training: those kept in {place}")
-                if trainer.is_global_zero:
-                    scores, answers = self.kept.load(place, predictions)
-                    draw_answers(trainer, answers)
-                return trainer.strategy.broadcast(scores if trainer.is_global_zero else {})
-        # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
-        with module.adapter.without_new_modules(module.net):  # type: ignore[arg-type]
-            scores = self._test(trainer, "before")
-        if self.kept is not None and place is not None and trainer.is_global_zero:
-            self.kept.save(place, scores, predictions)
-        return scores
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score what came out."""
-        if not fast_dev_run(trainer) and not trainer.interrupted:
-            self.after = self._test(trainer, "after")
-            log_scores(trainer, self.after, "test", step=trainer.global_step)
-            draw_trajectory(trainer, self.before, self.during, self.after)
-
-    def _test(self, trainer: L.Trainer, phase: str) -> Scores:
-        state = trainer.state.fn, trainer.state.stage
-        self.phase = phase
-        trainer.state.fn, trainer.testing = TrainerFn.TESTING, True
-        trainer.test_loop.verbose = False
-        try:
-            trainer.test_loop.run()
-        finally:
-            trainer.state.fn, trainer.state.stage = state
-        return self._last
-
-    @property
-    def last(self) -> Scores:
-        """Scores of the latest evaluation."""
-        return self._last
-
-    # ---- what ------------------------------------------------------------------------------------------------------
-
-    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
-        """Collect a batch's answer NLL."""
-        self._collect(trainer, outputs, args[2] if len(args) > 2 else 0)
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any
-    ) -> None:
-        """Collect a batch's answer NLL."""
-        self._collect(trainer, outputs, args[2] if len(args) > 2 else 0)
-
-    def _collect(self, trainer: L.Trainer, records: list[Record], dataloader_idx: int) -> None:
-        name = trainer.datamodule.names[dataloader_idx]  # type: ignore[attr-defined]
-        self._nll.setdefault(name, []).extend((record["nll"], record["answer_tokens"]) for record in records)
-
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compute the scores of all sets."""
-        self._last = self._scores(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.TESTING and not self.phase:
-            log_scores(trainer, self._last, "test", step=trainer.global_step)
-            print_scores(trainer, self._last)
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compute the scores of all sets and log them over steps."""
-        if trainer.sanity_checking:
-            self._nll = {}
-            return
-        scores = self._scores(trainer, pl_module)
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.during.append((trainer.global_step, scores))
-            draw_trajectory(trainer, self.before, self.during, None)
-        else:
-            print_scores(trainer, scores)
-        for name, values in scores.items():
-            for key, value in values.items():
-                pl_module.log(f"val/{name}/{key}", value, rank_zero_only=True)
-        self._last = scores
-
-    def _scores(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Scores:
-        assert isinstance(pl_module, MLLMModule)
-        scores = pl_module.pop_scores()
-        for name, pairs in self._nll.items():
-            sums = [sum(nll * tokens for nll, tokens in pairs), sum(tokens for _, tokens in pairs)]
-            total = torch.tensor(sums, dtype=torch.float64, device=pl_module.device)
-            if trainer.world_size > 1:
-                total = pl_module.all_gather(total).view(-1, 2).sum(0)  # type: ignore[union-attr]
-            scores[name]["nll"] = float(total[0] / total[1])
-        self._nll = {}
-        return scores
+        limits = {"test": trainer.limit_test_batches, "val": trainer.limit_val_batches}
+        return {
+            phase: {
+                one.name: one.digest(module.max_new_tokens, limit, moved=True)
+                for one in evaluator_of(trainer, phase).sets
+            }
+            for phase, limit in limits.items()
+        }
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -218,6 +197,13 @@ class ForgettingCallback(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Read it back."""
         self._due = checkpoint.get("validation_due", False)
+
+
+def evaluator_of(trainer: L.Trainer, phase: str) -> Evaluator:
+    """The data module's evaluator of the ``test`` or ``val`` sets."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    evaluator: Evaluator = data.evaluator(phase)
+    return evaluator
 
 
 @contextmanager
@@ -247,18 +233,27 @@ def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> No
         logger.log_metrics(flat, step=step)
 
 
-def draw_answers(trainer: L.Trainer, answers: dict[str, list[Record]]) -> None:
-    """The pictures of an evaluation that was not run."""
-    from mllm_lit.callbacks.predictions import PredictionsCallback, show
+def show(trainer: L.Trainer, result: Result, evaluator: Evaluator, count: int, tag: str | None = None) -> None:
+    """Add grids of pictures with their texts to TensorBoard, for each set as ``SET/PHASE``.
 
-    rows: Any = trainer.datamodule.eval_rows["test"]  # type: ignore[attr-defined]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, PredictionsCallback):
-            for name, samples in rows.items():
-                told = {record["id"]: record for record in answers[name]}  # of a part of the set, if it is limited
-                pairs = [(row, told[row.id]) for row in samples if row.images and row.id in told]
-                if pairs:
-                    show(trainer, f"{name}/before", pairs[: callback.images])
+    Args:
+        trainer: Whose loggers get them.
+        result: Of the evaluation.
+        evaluator: Which has the samples.
+        count: Pictures of each set.
+        tag: In place of the phase: one for all steps, so that TensorBoard's slider runs over training.
+    """
+    from mllm_lit.evaluation.grid import grid
+
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    for one in evaluator.sets if boards and trainer.is_global_zero else ():
+        told = {record["id"]: record for record in result.records[one.name]}  # of a part of the set, if it is limited
+        pairs = [(sample, told[sample.id]) for sample in one.samples if sample.images and sample.id in told][:count]
+        for board in boards if pairs else ():
+            picture = grid(pairs)
+            board.experiment.add_image(
+                f"{one.name}/{tag or result.phase}", picture, trainer.global_step, dataformats="HWC"
+            )
 
 
 def print_scores(trainer: L.Trainer, scores: Scores) -> None:

@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 
 FREE = (
     "data.check_images",
-    "data.eval_batch_size",
+    "data.eval_tokens",
     "data.max_eval_samples",
     "data.num_workers",
     "data.sources",
@@ -27,6 +27,7 @@ FREE = (
     "model.backbone.gradient_checkpointing",
     "model.backbone.path",
     "model.backbone.revision",
+    "model.importance_log_every",
     "model.max_new_tokens",
     "model.vision_cache",
 )
@@ -85,8 +86,15 @@ class ResumeCallback(L.Callback):
         for name, (old, new) in self.changed.items():
             rank_zero_info(f"From here on {name} is {new}, as given on the command line; it was {old}.")
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Have Lightning start a run that is resumed after its last step, too, so that it ends with all it should."""
+        self._steps = trainer.fit_loop.epoch_loop.max_steps
+        if self._steps > 0:
+            trainer.fit_loop.epoch_loop.max_steps = self._steps + 1
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the learning rates and decays of this run in place of the checkpoint's, if they were changed."""
+        trainer.fit_loop.epoch_loop.max_steps = self._steps
         if not self.changed:
             return
         assert isinstance(pl_module, MLLMModule)

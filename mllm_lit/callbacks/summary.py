@@ -11,10 +11,10 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
-from mllm_lit.callbacks.predictions import SAFE
-from mllm_lit.callbacks.run_directory import run_directory
 from mllm_lit.errors import writing
+from mllm_lit.evaluation.records import SAFE
 from mllm_lit.module import MLLMModule
+from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
 
 
@@ -80,7 +80,6 @@ class SummaryCallback(L.Callback):
         before, after = self.forgetting.before, self.forgetting.after
         if not trainer.is_global_zero or before is None or after is None:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         result = summary.summarise(
             experiment=self.experiment,
             seed=run_seed(),
@@ -89,7 +88,7 @@ class SummaryCallback(L.Callback):
                 "adapter": type(pl_module.adapter).__name__,
                 "importance": None if pl_module.importance is None else type(pl_module.importance).__name__,
             },
-            headlines={name: task.metric().headline for name, task in data.tasks.items()},
+            headlines=self.forgetting.headlines,
             before=before,
             after=after,
             parameters=parameters(pl_module),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from zlib import crc32
 
 import lightning as L
@@ -13,13 +13,15 @@ from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.preflight import check_images, check_rows
-from mllm_lit.data.prompt import FormatError
 from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
-from mllm_lit.data.sampler import RankSampler, TrainBatchSampler
+from mllm_lit.data.sampler import TrainBatchSampler
 from mllm_lit.data.subset import read_ids, subset
-from mllm_lit.errors import SettingError, check_seed, in_range
-from mllm_lit.strategies import in_lockstep
+from mllm_lit.errors import SettingError, UserError, check_seed, in_range
+from mllm_lit.evaluation.evaluator import EVAL_TOKENS, Evaluator
+from mllm_lit.evaluation.sets import EvaluationSet
+from mllm_lit.run_directory import run_directory
+from mllm_lit.seed import run_seed
 from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import DatasetError, Task
 
@@ -45,6 +47,11 @@ class Source:
     def root(self) -> Path:
         """Where the set is read from; refused here, when it is first read, if it does not exist."""
         return resolve_root(self.task, self._root)
+
+    @property
+    def kept(self) -> Path | None:
+        """Where sizes of its pictures are kept; what is embedded in the package is measured anew."""
+        return None if self._root is None else self.root
 
 
 class Sources:
@@ -74,16 +81,14 @@ def resolve_root(task: Task, root: Path | str | None) -> Path:
 
 
 class MLLMDataModule(L.LightningDataModule):
-    """Loaders for the target's splits and the sources.
-
-    Evaluation loaders come as a list: the target first, then the sources, in the order of :attr:`names`.
+    """Reads the target's splits and the sources; gives batches to train on and evaluators.
 
     Args:
         task: How the target is read, asked and scored.
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
         batch_size: Training rows per step and rank (times ``trainer.accumulate_grad_batches`` is an optimizer step).
-        eval_batch_size: Rows generated for at once.
+        eval_tokens: Most tokens in a batch of an evaluation: samples times the longest of them, its answer counted in.
         train_split: Publisher's name of the split trained on; ``None`` takes the task's own (likewise below).
         val_split: Split scored during training.
         test_split: Split scored before and after training.
@@ -101,15 +106,13 @@ class MLLMDataModule(L.LightningDataModule):
         seed: Of subsets and order; ``None`` takes the run's (``seed_everything``).
     """
 
-    kind: ClassVar[str] = "any"
-
     def __init__(
         self,
         task: Task,
         root: Path | str | None = None,
         sources: Sources | None = None,
         batch_size: int = 16,
-        eval_batch_size: int = 64,
+        eval_tokens: int = EVAL_TOKENS,
         train_split: str | None = None,
         val_split: str | None = None,
         test_split: str | None = None,
@@ -133,7 +136,7 @@ class MLLMDataModule(L.LightningDataModule):
         self.splits = {"train": train_split or own["train"], "val": val_split or own["val"]}
         self.splits["test"] = test_split or own["test"]
         self.batch_size = in_range("data.batch_size", batch_size, 1)
-        self.eval_batch_size = in_range("data.eval_batch_size", eval_batch_size, 1)
+        self.eval_tokens = in_range("data.eval_tokens", eval_tokens, 1)
         self.num_workers = in_range("data.num_workers", num_workers, 0)
         self.max_samples = in_range("data.max_samples", max_samples, 1)
         self.fraction, self.ids = in_range("data.fraction", fraction, high=1, above=0), ids
@@ -142,7 +145,8 @@ class MLLMDataModule(L.LightningDataModule):
         self.replay, self.replay_from = in_range("data.replay", replay, 0), replay_from
         self.check_images, self.seed = check_images, check_seed("data.seed", seed)
         self.train_rows: list[Sample] = []
-        self.eval_rows: dict[str, dict[str, list[Sample]]] = {}
+        self.sets: dict[str, list[EvaluationSet]] = {}
+        """What is evaluated during (``val``) and before and after training (``test``), once the data are read."""
         self.sampled: dict[str, list[str]] = {}
         """The ids of every random or listed part of a split, as written to ``ids/`` in the run directory."""
         self._position = (0, 0)
@@ -154,9 +158,9 @@ class MLLMDataModule(L.LightningDataModule):
         return resolve_root(self.task, self._root)
 
     @property
-    def names(self) -> list[str]:
-        """Names of the evaluated sets: the target, then the sources."""
-        return [self.task.name, *self.sources]
+    def kept(self) -> Path | None:
+        """As :attr:`Source.kept`."""
+        return None if self._root is None else self.root
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -186,8 +190,8 @@ class MLLMDataModule(L.LightningDataModule):
                 check_images(self.train_rows)
         phases = {"fit": ("val", "test"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for phase in phases:
-            if phase not in self.eval_rows:
-                self.eval_rows[phase] = self._evaluated(phase)
+            if phase not in self.sets:
+                self.sets[phase] = self._evaluated(phase)
         for task in self.tasks.values():
             task.metric()  # A scorer that cannot run here says so now, not after training.
         self._read = {}
@@ -212,17 +216,18 @@ class MLLMDataModule(L.LightningDataModule):
             raise DatasetError(f"data.replay_from names {unknown}; the sources are: {there}")
         return {name: self.sources[name] for name in names}
 
-    def _evaluated(self, phase: str) -> dict[str, list[Sample]]:
-        own = (self.task, self.root, self.splits[phase], self.max_eval_samples if phase == "test" else None)
-        parts = {self.task.name: own}
-        parts |= {name: (s.task, s.root, s.split, s.max_samples) for name, s in self.sources.items()}
-        sets: dict[str, list[Sample]] = {}
-        for name, (task, root, split, limit) in parts.items():
-            rows = self._rows(name, task, root, split)
+    def _evaluated(self, phase: str) -> list[EvaluationSet]:
+        own = (self.task, self, self.splits[phase], self.max_eval_samples if phase == "test" else None)
+        parts: dict[str, tuple[Task, Any, str, int | None]] = {self.task.name: own}
+        parts |= {name: (s.task, s, s.split, s.max_samples) for name, s in self.sources.items()}
+        sets = []
+        for name, (task, place, split, limit) in parts.items():
+            rows = self._rows(name, task, place.root, split)
             if phase == "val":
                 limit = min((n for n in (limit, self.val_samples) if n is not None), default=None)
-            sets[name] = self._draw(f"{phase}/{name}", rows, max_samples=limit)
-            check_rows(sets[name], f"{name} {phase}")
+            samples = self._draw(f"{phase}/{name}", rows, max_samples=limit)
+            check_rows(samples, f"{name} {phase}")
+            sets.append(EvaluationSet(name, task, samples, place.kept))
         return sets
 
     def _rows(self, name: str, task: Task, root: Path, split: str) -> list[Sample]:
@@ -238,8 +243,6 @@ class MLLMDataModule(L.LightningDataModule):
         return chosen
 
     def _write_ids(self) -> None:
-        from mllm_lit.callbacks.run_directory import run_directory
-
         if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
             return
         folder = run_directory(self.trainer)
@@ -256,14 +259,8 @@ class MLLMDataModule(L.LightningDataModule):
 
     def _seed(self) -> int:
         if self.seed is None:
-            from mllm_lit.seed import run_seed
-
             self.seed = run_seed()
         return self.seed
-
-    def _collate(self, with_prompt: bool) -> Collate:
-        module: Any = self._trainer().lightning_module
-        return Collate(module.processor, module.max_length, with_prompt)
 
     def _trainer(self) -> L.Trainer:
         if self.trainer is None:
@@ -274,79 +271,71 @@ class MLLMDataModule(L.LightningDataModule):
         """Batches of the target's train split for this rank.
 
         Raises:
-            FormatError: Rows that cannot be rendered for this model or exceed its context.
+            FormatError: Samples that cannot be rendered for this model or exceed its context.
         """
-        trainer, collate = self._trainer(), self._collate(with_prompt=False)
+        trainer = self._trainer()
+        collate = self._collate()
         lengths = self._lengths(collate)
         batches = TrainBatchSampler(lengths, self.batch_size, self._seed(), trainer.global_rank, trainer.world_size)
         epoch, done = self._position
         batches.set_epoch(epoch)
         batches.skip(done)
-        return self._loader(self.train_rows, collate, batch_sampler=batches)
+        # Pinning would copy a batch that is not a plain tensor; the transfer is small beside a step.
+        return DataLoader(
+            self.train_rows,  # type: ignore[arg-type]
+            collate_fn=collate,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _collate(self) -> Collate:
+        module: Any = self._trainer().lightning_module
+        collate: Collate = module.collate
+        return collate
 
     def _lengths(self, collate: Collate) -> list[int]:
-        """Lengths of the training rows, in tokens; the rows of all evaluations are measured with them, on one rank."""
-        trainer = self._trainer()
+        """Lengths of the training samples, in tokens; those of all evaluations are measured with them, on one rank."""
         lengths: list[int] = []
         failed: Exception | None = None
         if self._first_rank:
             try:
-                lengths = row_lengths(self.train_rows, collate, self._sizes(self))
-                for phase in self.eval_rows.values():
-                    for name, rows in phase.items():
-                        row_lengths(rows, collate, self._sizes(self.sources.get(name, self)))
-            except (FormatError, DatasetError) as error:
+                lengths = row_lengths(self.train_rows, collate, PictureSizes(self.kept))
+            except UserError as error:
                 failed = error
-        lengths, failed = trainer.strategy.broadcast((lengths, failed))
+        lengths, failed = self._trainer().strategy.broadcast((lengths, failed))
         if failed is not None:
             raise failed
+        for phase in self.sets:
+            evaluator = self.evaluator(phase)
+            for one in evaluator.sets:
+                evaluator.measure(one)
         return lengths
 
-    def _sizes(self, place: "MLLMDataModule | Source") -> PictureSizes:
-        return PictureSizes(None if place._root is None else place.root)
+    def evaluator(self, phase: str) -> Evaluator:
+        """What scores the model that this data module was handed to a trainer with.
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """Loaders of the sets scored during training."""
-        return self._eval_loaders("val")
+        Args:
+            phase: ``val`` for the sets scored during training, ``test`` for those scored before and after it.
+        """
+        module: Any = self._trainer().lightning_module
+        return Evaluator(self.sets[phase], module.collate, self.eval_tokens, module.max_new_tokens, self.num_workers)
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
-        """Loaders of the sets scored before and after training."""
-        return self._eval_loaders("test")
+    # Lightning's evaluation loops see one batch each: the evaluator, which does the rest.
 
-    def predict_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> DataLoader[Evaluator]:
+        """The sets scored during training."""
+        return loader_of(self.evaluator("val"))
+
+    def test_dataloader(self) -> DataLoader[Evaluator]:
+        """The sets scored before and after training."""
+        return loader_of(self.evaluator("test"))
+
+    def predict_dataloader(self) -> DataLoader[Evaluator]:
         """The target's test split alone."""
-        return self._eval_loaders("test")[:1]
-
-    def _eval_loaders(self, phase: str) -> list[DataLoader[Batch]]:
-        trainer, collate = self._trainer(), self._collate(with_prompt=True)
-        even = in_lockstep(trainer.strategy)
-        return [
-            self._loader(
-                rows,
-                collate,
-                batch_size=self.eval_batch_size,
-                sampler=RankSampler(len(rows), trainer.global_rank, trainer.world_size, even),
-            )
-            for rows in self.eval_rows[phase].values()
-        ]
-
-    def own_rows(self, batch_idx: int, dataloader_idx: int) -> int:
-        """How many rows of an evaluation batch are this rank's; further ones repeat another's, to keep in step."""
-        trainer = self._trainer()
-        phase = "val" if trainer.validating or trainer.sanity_checking else "test"
-        total = len(self.eval_rows[phase][self.names[dataloader_idx]])
-        own = len(range(trainer.global_rank, total, trainer.world_size)) - batch_idx * self.eval_batch_size
-        return max(0, min(own, self.eval_batch_size))
-
-    def _loader(self, rows: Sequence[Sample], collate: Collate, **how: Any) -> DataLoader[Batch]:
-        # Pinning would copy a batch that is not a plain tensor; the transfer is small beside a step.
-        return DataLoader(
-            rows,  # type: ignore[arg-type]
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            **how,
-        )
+        evaluator = self.evaluator("test")
+        evaluator.sets = evaluator.sets[:1]
+        return loader_of(evaluator)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the data: epoch, and batches of it that were trained on."""
@@ -377,13 +366,10 @@ class MLLMDataModule(L.LightningDataModule):
         self._position = (state_dict["epoch"], state_dict["batches"])
 
 
-class VQADataModule(MLLMDataModule):
-    """Data of a question-answering target: short answers, scored one by one."""
+def loader_of(evaluator: Evaluator) -> DataLoader[Evaluator]:
+    """A loader for ``trainer.validate``, ``test`` or ``predict`` of an :class:`~mllm_lit.module.MLLMModule`."""
+    return DataLoader([evaluator], batch_size=None)  # type: ignore[arg-type]
 
-    kind = "vqa"
 
-
-class CaptioningDataModule(MLLMDataModule):
-    """Data of a captioning target: several references a picture, scored over the whole split."""
-
-    kind = "caption"
+VQADataModule = CaptioningDataModule = MLLMDataModule
+"""One class: what differs between questions and captions is said by the task."""

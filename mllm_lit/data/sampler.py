@@ -70,25 +70,3 @@ class TrainBatchSampler(Sampler[list[int]]):
             if len(rows) < self.world_size:
                 rows = rows.repeat(-(-self.world_size // len(rows)))[: self.world_size]
             yield rows[self.rank :: self.world_size].tolist()
-
-
-class RankSampler(Sampler[int]):
-    """Every ``world_size``-th row, in order: for evaluation, where each row is scored exactly once.
-
-    Args:
-        size: Rows in the split.
-        rank: This process's rank, out of ``world_size``.
-        world_size: Number of ranks.
-        even: Repeat the last row on ranks that have one less, for strategies under which ranks evaluate in step.
-    """
-
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1, even: bool = False) -> None:
-        self.rows = [*range(rank, size, world_size)]
-        if even and len(self.rows) < -(-size // world_size):
-            self.rows.append(size - 1)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.rows)

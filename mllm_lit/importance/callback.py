@@ -10,12 +10,10 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm.auto import tqdm
 
-from mllm_lit.data.collate import Collate
-from mllm_lit.data.datamodule import MLLMDataModule
+from mllm_lit.answers import answer_nll
 from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.log import log_rule
-from mllm_lit.module import MLLMModule
 from mllm_lit.seed import Stream, stream_seed
 
 
@@ -33,7 +31,7 @@ class ImportanceCallback(L.Callback):
         self._state: dict[str, Any] | None = None
         self._logged = 0
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse strategies that lose track of single tensors, before anything is loaded.
 
         Raises:
@@ -42,7 +40,7 @@ class ImportanceCallback(L.Callback):
         if stage == "fit" and self._rule(pl_module) is not None:
             refuse_strategy(trainer.strategy)
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Attach the rule to the optimizer, and show it the data that it asks for.
 
         Raises:
@@ -51,8 +49,6 @@ class ImportanceCallback(L.Callback):
         rule = self._rule(pl_module)
         if rule is None:
             return
-        assert isinstance(pl_module, MLLMModule)
-        assert pl_module.net is not None
         torch.manual_seed(stream_seed(Stream.RULE))  # the seed of rules that are given none
         # Lightning runs the backward pass inside optimizer.step(), so the loop itself says when gradients are ready.
         named = pl_module.net.named_parameters()
@@ -64,29 +60,27 @@ class ImportanceCallback(L.Callback):
         else:
             prepare(rule, trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """A new pass over the data."""
         if (rule := self._rule(pl_module)) is not None:
             rule.on_epoch_start(trainer.current_epoch)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         """Log the rule's statistics every so many steps."""
         if trainer.global_step % self.log_every == 0:
             self._log(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Let the rule touch the weights a last time, before they are scored and saved."""
         if (rule := self._rule(pl_module)) is not None:
             rule.finish()
             self._log(trainer, pl_module)
 
-    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _log(self, trainer: L.Trainer, pl_module: Any) -> None:
         rule, step = self._rule(pl_module), trainer.global_step
-        assert isinstance(pl_module, MLLMModule)
         if rule is None or step == self._logged:
             return
         self._logged = step
-        assert pl_module.loaded is not None
         log_rule(trainer.loggers, rule, pl_module.loaded.layout, step)
         if (penalty := rule.penalty()) is not None:
             for logger in trainer.loggers:
@@ -102,8 +96,7 @@ class ImportanceCallback(L.Callback):
 
     _attached: Rule | None = None
 
-    def _rule(self, module: L.LightningModule) -> Rule | None:
-        assert isinstance(module, MLLMModule)
+    def _rule(self, module: Any) -> Rule | None:
         self._attached = module.importance
         return module.importance
 
@@ -122,9 +115,8 @@ def refuse_strategy(strategy: Any) -> None:
         )
 
 
-def say_what_reference_is(rule: Rule, module: MLLMModule) -> None:
+def say_what_reference_is(rule: Rule, module: Any) -> None:
     """Tell the user what θ0 means for tensors that the backbone does not have."""
-    assert module.net is not None
     own = {id(parameter) for parameter in module.adapter.opened_parameters(module.net).values()}
     created = [name for name, parameter in rule.parameters.items() if id(parameter) not in own]
     if rule.needs_reference and created:
@@ -135,12 +127,11 @@ def say_what_reference_is(rule: Rule, module: MLLMModule) -> None:
         )
 
 
-def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
+def prepare(rule: Rule, trainer: L.Trainer, module: Any) -> None:
     """Show a rule the gradients or the model that it wants to see before the first step.
 
     Every rank sees the same rows, so that all of them choose alike.
     """
-    assert module.loaded is not None
     if trainer.progress_bar_callback is not None and trainer.is_global_zero:
         rule.progress = show_progress
     rule.forward_context = trainer.precision_plugin.forward_context
@@ -156,7 +147,7 @@ def prepare(rule: Rule, trainer: L.Trainer, module: MLLMModule) -> None:
     module.zero_grad(set_to_none=True)
 
 
-def wanted_rows(rule: Rule, data: MLLMDataModule) -> list[Sample]:
+def wanted_rows(rule: Rule, data: Any) -> list[Sample]:
     """Rows of the target's train split, or of all sources' train splits in turns, in an order drawn with the seed.
 
     Raises:
@@ -175,15 +166,15 @@ def wanted_rows(rule: Rule, data: MLLMDataModule) -> list[Sample]:
     return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
 
 
-def gradients(module: MLLMModule, rows: list[Sample], batch_size: int) -> Iterator[None]:
+def gradients(module: Any, rows: list[Sample], batch_size: int) -> Iterator[None]:
     """One pass over ``rows``: leaves the gradient of each batch's mean answer NLL in the parameters' ``.grad``."""
-    collate = Collate(module.processor, module.max_length)
+    collate = module.collate
     for i, start in enumerate(range(0, len(rows), batch_size)):
         batch = collate(rows[start : start + batch_size]).to(module.device)
         module.zero_grad(set_to_none=True)
         torch.manual_seed(stream_seed(Stream.PROBED_DROPOUT, i))  # of dropout
         with torch.enable_grad(), module.trainer.precision_plugin.forward_context():
-            nll, counts = module.answer_nll(batch)
+            nll, counts = answer_nll(module.net, batch)
             loss = nll.sum() / counts.sum()
         torch.autograd.backward(loss)
         yield

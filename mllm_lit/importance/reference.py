@@ -1,6 +1,5 @@
 """θ0: the weights before fine-tuning, kept once for every rule and merge."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
@@ -11,10 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mllm_lit.errors import SettingError
-from mllm_lit.tensors import ShardSums, chunks, local, shard_like
+from mllm_lit.tensors import chunks, fingerprint, local, shard_like
 
 _NARROW = (torch.bfloat16, torch.float16)
-_MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85)  # odd 63-bit multipliers, which make the sum below depend on every bit
 
 
 class Reference(Mapping[str, Tensor]):
@@ -90,30 +88,6 @@ class Reference(Mapping[str, Tensor]):
                 elif mine.device.type == "cuda" and not self._tensors[name].is_pinned():
                     self._tensors[name] = self._tensors[name].pin_memory()
         return self
-
-
-def fingerprint(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and every value, the same on any device, in any dtype and under any sharding.
-
-    Values enter as a sum of scrambled bit patterns in 64-bit integers, which does not depend on the order of
-    summation, so shards can be summed; it is a check against mistakes, not against an adversary.
-    """
-    names = sorted(parameters)
-    rows = []
-    for name in names:
-        total = torch.zeros((), dtype=torch.int64, device=local(values[name]).device)
-        for (part,) in chunks(local(values[name])):
-            bits = (part.to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)  # + 0.0 turns -0 into 0
-            bits = bits * _MIX[0]
-            total += ((bits ^ (bits >> 29)) * _MIX[1]).sum()
-        rows.append(total)
-    if not rows:
-        return hashlib.sha256().hexdigest()
-    sums = ShardSums([parameters[name] for name in names])(torch.stack(rows).unsqueeze(1))
-    digest = hashlib.sha256()
-    for name, value in zip(names, sums.squeeze(1).tolist(), strict=True):
-        digest.update(f"{name} {tuple(parameters[name].shape)} {value}\n".encode())
-    return digest.hexdigest()
 
 
 def _given(name: str, parameter: Tensor, values: Mapping[str, Tensor]) -> Tensor:

@@ -1,18 +1,16 @@
 """A finished run opened again: its weights merged with those before training, and scored as the run was scored."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from mllm_lit.backbones import Backbone
 from mllm_lit.callbacks import ForgettingCallback
-from mllm_lit.cli import MLLMCLI
+from mllm_lit.cli import build
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.subset import subset
 from mllm_lit.importance.callback import gradients
@@ -21,6 +19,7 @@ from mllm_lit.inference.run import load_tuned, run_config
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
 from mllm_lit.parsing import only_trusted, refuse_remote
+from mllm_lit.run_directory import RunDirectory
 from mllm_lit.seed import run_seed
 
 PROBED_ROWS = 8
@@ -32,7 +31,7 @@ class FinishedRun:
     Args:
         run: Its directory.
         folder: Where results go.
-        overrides: Words for the command line, on top of the run's own settings.
+        overrides: Options of the command line, on top of the run's own settings.
         trust: Modules, beside this package, whose classes the settings may name.
 
     Raises:
@@ -43,15 +42,16 @@ class FinishedRun:
     def __init__(self, run: Path, folder: Path, overrides: list[str], trust: Sequence[str] = ()) -> None:
         stored = run_config(run)
         self.run, self.folder, self.overridden, self.trust = run, folder, bool(overrides), trust
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {key: stored[key] for key in ("seed_everything", "model", "data", "trainer")}
-        settings["trainer"] |= {"logger": False, "callbacks": None, "default_root_dir": str(folder)}
-        (folder / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-        sys.argv = [sys.argv[0], "--config", str(folder / "settings.yaml"), *overrides]
+        settings["trainer"] |= {"logger": False, "callbacks": None}
         with only_trusted(run / "config.yaml", settings, trust):
-            cli = MLLMCLI(run=False)
-        refuse_remote(run / "config.yaml", cli.model.backbone, trust)
-        self.module, self.data, self.trainer = cli.model, cli.datamodule, cli.trainer
+            self.trainer, self.module, self.data = build(settings, overrides)
+        refuse_remote(run / "config.yaml", self.module.backbone, trust)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        (place,) = (one for one in callbacks if isinstance(one, RunDirectory))
+        (self.forgetting,) = (one for one in callbacks if isinstance(one, ForgettingCallback))
+        place.path = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.finished = self.module.adapter = Finished(run / "adapter")
 
     def merge(self, method: str, options: dict[str, Any], rows: int, out: Path | None) -> dict[str, Any]:
@@ -126,11 +126,12 @@ class FinishedRun:
     def _score(self, label: str, weights: Weights) -> dict[str, Any]:
         """Run the run's own test loop on ``weights``."""
         assign(self._net, weights)
-        (forgetting,) = (c for c in self.trainer.callbacks if isinstance(c, ForgettingCallback))  # type: ignore[attr-defined]
-        forgetting.phase = label.replace(" ", "-")
+        self.module.test_phase = label.replace(" ", "-")
         self.trainer.test(self.module, self.data, verbose=False)
-        headlines = {name: task.metric().headline for name, task in self.data.tasks.items()}
-        return report.point(label, forgetting.last, headlines)
+        return report.point(label, self.forgetting.last, self._headlines())
+
+    def _headlines(self) -> dict[str, str]:
+        return {name: task.metric().headline for name, task in self.data.tasks.items()}
 
     def _ends(self) -> list[dict[str, Any]]:
         """The run's own scores, if nothing was overridden since."""
@@ -138,15 +139,14 @@ class FinishedRun:
         if self.overridden or not file.is_file():
             return []
         scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
-        headlines = {name: task.metric().headline for name, task in self.data.tasks.items()}
-        return [report.point(f"{phase} training", scores[phase], headlines) for phase in ("before", "after")]
+        return [report.point(f"{phase} training", scores[phase], self._headlines()) for phase in ("before", "after")]
 
     def _write(self, weights: Weights, out: Path) -> None:
         """A Hugging Face folder, in the dtype in which the backbone was loaded."""
         loaded = self.module.loaded
         assert loaded is not None
         assign(loaded.model, weights)
-        model = to_plain(loaded.model.to(loaded.model.config.dtype))
+        model = to_plain(loaded.model.to(loaded.model.config.dtype))  # type: ignore[arg-type]
         model.save_pretrained(out)
         loaded.processor.save_pretrained(out)
         self._say(out, model)
@@ -166,7 +166,7 @@ class FinishedRun:
         if out is None:
             raise MergeError("method adapter writes a folder: say where (--out).")
         self.data.setup("test")
-        rows = next(iter(self.data.eval_rows["test"].values()))[:PROBED_ROWS]
+        rows = list(self.data.sets["test"][0].samples[:PROBED_ROWS])
         tuned = load_tuned("", self.run, self.trust)
         batch = Collate(tuned.loaded.processor)(rows)
         with torch.no_grad():

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,10 @@ class Parse(MLLMCLI):
     def instantiate_classes(self) -> None:
         pass
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
 
 def parse(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> Any:
-    monkeypatch.setattr(sys, "argv", ["fit.py"])
-    subcommand = words if words[0] in ("fit", "test") else ["fit", *words]
-    return Parse(subcommand).config[subcommand[0]]
+    command = words.pop(0) if words[0] in ("fit", "test") else "fit"
+    return Parse(words, command).config
 
 
 def commands(file: Path) -> list[list[str]]:

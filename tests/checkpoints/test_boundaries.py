@@ -21,7 +21,6 @@ from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data import VQADataModule
 from mllm_lit.data.datamodule import Source, Sources
 from mllm_lit.importance import Spider
-from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.module import MLLMModule
 from tests.toy import Toy, ToySource
 
@@ -45,15 +44,11 @@ class Kill(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._at("before validation", trainer)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._at("in validation", trainer)
-
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._at("after validation", trainer)
 
-    def on_test_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if trainer.global_step:
-            self._at("in the final evaluation", trainer)
+    def on_evaluation_batch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._at("in validation" if trainer.validating else "in the final evaluation", trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self._at("in the next step", trainer)
@@ -85,17 +80,13 @@ class Fit:
             **{"max_eval_samples": 2, "val_samples": 2, "check_images": False, **more.pop("data", {})},
         )  # fmt: skip
         scores = ForgettingCallback()
-        callbacks = [ImportanceCallback(), scores, kill or Kill(), TrainableCheckpoint(self.every)]
+        callbacks = [scores, kill or Kill(), TrainableCheckpoint(self.every)]
         trainer = L.Trainer(
             accelerator="cpu", devices=1, max_epochs=epochs, accumulate_grad_batches=self.accumulate, logger=False,
             default_root_dir=self.folder, callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False,
             num_sanity_val_steps=0, use_distributed_sampler=False, **more,
         )  # fmt: skip
         last = next(iter(by_age(self.folder / "checkpoints")), None)
-        # As the command line does it, so that a run whose steps are done is still scored.
-        from mllm_lit.cli import FitLoop
-
-        trainer.fit_loop.__class__ = FitLoop
         trainer.fit(model, data, ckpt_path=last and str(last), weights_only=True)
         return trainer, scores
 

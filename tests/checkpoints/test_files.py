@@ -12,7 +12,7 @@ import torch
 
 from mllm_lit.callbacks import TrainableCheckpoint
 from mllm_lit.callbacks.checkpoint import AtomicCheckpointIO, CheckpointError, by_age, fault
-from mllm_lit.callbacks.run_directory import RunDirectoryError, find_last, refuse_existing
+from mllm_lit.run_directory import RunDirectoryError, find_last, refuse_existing
 from tests.test_module import data, module, trainer, weights
 
 STATE = {"state_dict": {"w": torch.arange(1000.0)}, "global_step": 3, "mllm_lit": {}}
@@ -104,7 +104,7 @@ def test_the_newest_are_kept_and_each_is_complete(
         assert len(stored["optimizer_states"][0]["state"]) == len(weights(model))
         assert stored["lr_schedulers"][0]["last_epoch"] == step
         position = {"epoch": int(step == 6), "batches": step % 6, "seed": 42, "rows": 22}
-        assert stored["VQADataModule"].items() >= position.items()
+        assert stored["MLLMDataModule"].items() >= position.items()
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     for name, tensor in weights(model).items():
         assert torch.equal(last["state_dict"][f"net.{name}"], tensor)

@@ -157,13 +157,23 @@ def stops_in_the_first_evaluation(arguments: Sequence[str], log: Path) -> None:
     work(arguments, log)
 
 
-def test_a_signal_in_the_first_evaluation_says_what_is_lost(tiny_folder: Path, tmp_path: Path) -> None:
-    run = Run(write_config(tmp_path, tiny_folder, FAMILIES["lora"]), target=stops_in_the_first_evaluation)
+def test_an_evaluation_before_training_that_a_signal_ends_is_gone_on_with(tiny_folder: Path, tmp_path: Path) -> None:
+    one_by_one = ("--data.eval_tokens", "1")
+    config = write_config(tmp_path, tiny_folder, FAMILIES["lora"])
+    run = Run(config, *one_by_one, target=stops_in_the_first_evaluation)
     assert run.end() == 0, run.log.read_text()
-    assert (
-        "in the evaluation before training: nothing was trained, and its scores so far are lost" in run.log.read_text()
-    )
-    assert not (tmp_path / "logs" / "toy" / "mine" / "checkpoints").exists()
+    assert "in the evaluation before training. Its answers so far are kept. Go on with:" in run.log.read_text()
+    folder = tmp_path / "logs" / "toy" / "mine"
+    assert not (folder / "checkpoints").exists()
+    (begun,) = (folder / "predictions" / "before").iterdir()
+    assert (begun.name, len(begun.read_text().splitlines())) == ("toy.rank0.partial", 2)
+    begun.write_text(begun.read_text().replace('"prediction": "', '"prediction": "kept '))
+    run = Run(config, *one_by_one, *LAST)
+    assert run.end() == 0, run.log.read_text()
+    (whole,) = (folder / "predictions" / "before").iterdir()
+    lines = whole.read_text().splitlines()
+    assert [json.loads(line)["prediction"].startswith("kept ") for line in lines].count(True) == 1
+    assert len(lines) == 2
 
 
 def test_a_second_interrupt_ends_at_once() -> None:

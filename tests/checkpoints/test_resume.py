@@ -11,7 +11,7 @@ import yaml
 
 from mllm_lit.callbacks.checkpoint import CheckpointError
 from mllm_lit.callbacks.resume import ResumeCallback, ResumeError
-from mllm_lit.callbacks.run_directory import RunDirectoryError
+from mllm_lit.run_directory import RunDirectoryError
 from tests.checkpoints.process import write_config
 
 pytestmark = pytest.mark.slow
@@ -150,7 +150,7 @@ def test_seconds_of_training_go_on(started: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_does_not_touch_the_weights_may_differ(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit(monkeypatch, started, *at(started, 11), "--data.eval_batch_size", "1", "--model.max_new_tokens", "2")
+    fit(monkeypatch, started, *at(started, 11), "--data.eval_tokens", "1", "--model.max_new_tokens", "2")
     one, other = (stored(started, version, 12)["state_dict"] for version in (0, 1))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name])

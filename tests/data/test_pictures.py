@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from mllm_lit.adapters import LoRA
+from mllm_lit.answers import answer_nll, answers_of_whole_rows
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.pictures import encoded_once
 from mllm_lit.data import collate as collating
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
-from mllm_lit.metrics import ExactMatch
 from mllm_lit.module import MLLMModule
 from tests.processors.beds import BEDS, build, picture
 
@@ -73,24 +73,24 @@ def test_training_and_evaluation_encode_each_picture_once(tiny_folder: Path, tmp
     assert model.loaded is not None
     model.net.eval()
     counter = Counter(model.loaded.model.model.vision_tower)
-    batch = Collate(model.processor, with_prompt=True)(rows(tmp_path))
+    batch = Collate(model.collate.processor, with_prompt=True)(rows(tmp_path))
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
-        nll, _ = model.answer_nll(batch)
+        nll, _ = answer_nll(model.net, batch)
         nll.sum().backward()
         return [nll.detach(), *(p.grad.clone() for _, p in model.trainable() if p.grad is not None)]
 
     once = gradients()
-    records = model.evaluate(batch, ExactMatch(), 4)
+    said = answers_of_whole_rows(model.net, model.collate, batch, 4)
     # Two for the training step, two for generation and the answers' likelihood together.
     assert counter.calls == [2, 2]
     batch.pictures = tuple(range(5))
     for mine, plain in zip(once, gradients(), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6)
-    plainly = model.evaluate(batch, ExactMatch(), 4)
-    assert [r["prediction"] for r in records] == [r["prediction"] for r in plainly]
-    assert [r["nll"] for r in records] == pytest.approx([r["nll"] for r in plainly], rel=1e-4)
+    plainly = answers_of_whole_rows(model.net, model.collate, batch, 4)
+    assert said.texts == plainly.texts
+    assert said.nll == pytest.approx(plainly.nll, rel=1e-4)
     assert "get_image_features" not in vars(model.loaded.model.model)
 
 
@@ -98,10 +98,10 @@ def test_a_stale_numbering_would_be_seen(tiny_folder: Path, tmp_path: Path) -> N
     """The comparison above does tell one picture from the other."""
     model = MLLMModule(Backbone(path=str(tiny_folder), dtype="float32"), LoRA(rank=4))
     model.configure_model()
-    batch = Collate(model.processor)(rows(tmp_path))
-    right, _ = model.answer_nll(batch)
+    batch = Collate(model.collate.processor)(rows(tmp_path))
+    right, _ = answer_nll(model.net, batch)
     batch.pictures = (0, 0, 0, 0, 0)
-    wrong, _ = model.answer_nll(batch)
+    wrong, _ = answer_nll(model.net, batch)
     assert (right - wrong)[1].abs() > 1e-3
 
 

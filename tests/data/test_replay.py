@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import torch
 
+from mllm_lit.answers import answer_nll
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import UserError
@@ -18,7 +19,7 @@ from tests.toy import Toy, ToySource
 
 def data(root: Path, **more: Any) -> VQADataModule:
     held = Sources({name: Source(ToySource(), root) for name in ("one", "two")})
-    return VQADataModule(Toy(), root, held, batch_size=4, eval_batch_size=3, **{"replay": 0.5, **more})
+    return VQADataModule(Toy(), root, held, batch_size=4, **{"replay": 0.5, **more})
 
 
 def mixed(root: Path, **more: Any) -> list[Sample]:
@@ -71,7 +72,7 @@ class Losses(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, model: L.LightningModule, batch: Any, i: int) -> None:
         assert isinstance(model, MLLMModule)
         with torch.no_grad():
-            nll, counts = model.answer_nll(batch)
+            nll, counts = answer_nll(model.net, batch)
         parts = {"loss": [True] * len(batch), "loss_replay": [bool(row.source) for row in batch.samples]}
         parts["loss_target"] = [not row.source for row in batch.samples]
         means = {name: float(nll[part].sum() / counts[part].sum()) for name, part in parts.items() if any(part)}

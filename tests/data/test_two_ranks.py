@@ -81,7 +81,7 @@ def test_two_ranks_score_what_one_scores(tiny_folder: Path, tmp_path: Path) -> N
                 "root": str(tmp_path / "flickr"),
                 "sources": {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": {"pope": source}}},
                 # One at a time: sums of floats depend on what else is in a batch.
-                "eval_batch_size": 1,
+                "eval_tokens": 1,
             },
         },
         "trainer": {"accelerator": "cpu", "enable_progress_bar": False},

@@ -15,9 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.pictures import VisionCache
-from mllm_lit.callbacks import ImportanceCallback, TrainableCheckpoint
+from mllm_lit.callbacks import TrainableCheckpoint
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from mllm_lit.callbacks.predictions import PredictionsCallback
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
@@ -86,14 +85,14 @@ def fit(
     os.environ["PL_GLOBAL_SEED"] = "42"
     trace, forgetting = Trace(), ForgettingCallback(keep)
     keep = TrainableCheckpoint(every_n_train_steps=4)
-    scoring = [PredictionsCallback(), forgetting] if score else []
+    scoring = [forgetting] if score else []
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(name, ranks),
         max_epochs=1,
         max_steps=steps,
-        callbacks=[trace, keep, *scoring, ImportanceCallback()],
+        callbacks=[trace, keep, *scoring],
         logger=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -111,7 +110,7 @@ def fit(
         Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept
     )
     sources = None if rule is None else Sources({"source": Source(ToySource(), data)})
-    rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks, eval_batch_size=3)
+    rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks)
     trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
     assert model.net is not None
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)

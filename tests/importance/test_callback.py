@@ -13,9 +13,9 @@ import yaml
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
-from mllm_lit.callbacks.trajectory import trajectory
+from mllm_lit.evaluation.trajectory import trajectory
 from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
-from mllm_lit.importance.callback import ImportanceCallback, refuse_strategy, wanted_rows
+from mllm_lit.importance.callback import refuse_strategy, wanted_rows
 from mllm_lit.importance.log import combined
 from tests.conftest import REPOSITORY
 
@@ -208,8 +208,14 @@ def test_figures_by_block_and_role(config: Path, monkeypatch: pytest.MonkeyPatch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     every = "[{class_path: mllm_lit.callbacks.TrainableCheckpoint}]"
-    monkeypatch.setattr(ImportanceCallback.__init__, "__defaults__", (2,))
-    words = ["--model.importance", str(CONFIGS / "importance" / "spider.yaml"), "--trainer.callbacks", every]
+    words = [
+        "--model.importance_log_every",
+        "2",
+        "--model.importance",
+        str(CONFIGS / "importance" / "spider.yaml"),
+        "--trainer.callbacks",
+        every,
+    ]
     folder = run(monkeypatch, config, *words)
     events = EventAccumulator(str(folder), size_guidance={"histograms": 0})
     events.Reload()

@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, *words: str)
     monkeypatch.setattr(sys, "argv", ["fit.py"])
     few = ["--trainer.max_steps", "2", "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "0"]
     few += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--data.batch_size", "2"]
-    few += ["--data.eval_batch_size", "2", "--output", str(tmp_path / "logs")]
+    few += ["--output", str(tmp_path / "logs")]
     main(["--config", str(CONFIGS / f"{name}.yaml"), *few, *words])
     folder = tmp_path / "logs" / name / "version_0"
     stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mllm_lit import tensors
 from mllm_lit.importance import (
     L2SP,
     HalfFineTuning,
@@ -22,7 +23,6 @@ from mllm_lit.importance import (
     RuleError,
     Spider,
     kernels,
-    sharding,
     spider,
 )
 from tests.importance.oracle import TIE, Step, spider_step
@@ -283,8 +283,8 @@ def test_a_scaler_changes_nothing(make: Callable[[], Rule], fused: bool) -> None
     for name, value in plain.items():
         assert torch.isfinite(value).all()
         assert torch.equal(scaled[name], value), name
-    for kind, tensors in one.buffers.items():
-        for name, value in tensors.items():
+    for kind, buffers in one.buffers.items():
+        for name, value in buffers.items():
             assert torch.equal(two.buffers[kind][name], value), (kind, name)
 
 
@@ -427,7 +427,7 @@ def test_a_step_never_waits_for_the_device(options: dict) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_large_tensors_get_the_weights_of_small_ones(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that is kept between two passes, whole or in several chunks, is the one that is computed twice."""
-    monkeypatch.setitem(sharding.CHUNK, "cpu", 64)
+    monkeypatch.setitem(tensors.CHUNK, "cpu", 64)
     kept, twice = Bag(dtype=dtype), Bag(dtype=dtype)
     rule, other = Spider(), Spider()
     run(kept, rule, 5)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from mllm_lit.adapters import LoRA
+from mllm_lit.answers import answer_nll, greedy_answers
 from mllm_lit.backbones import Backbone, LoadedBackbone
 from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.images import load_image
@@ -260,18 +261,18 @@ def test_a_row_in_a_mixed_batch_is_what_it_is_alone(name: str, files: list[Path]
     together = collate(samples)
     module = module_of(name)
     with torch.no_grad():
-        nll, counts = module.answer_nll(together)
-    answers = module.generate(together, 4)
+        nll, counts = answer_nll(module.net, together)
+    answers = greedy_answers(module.net, module.collate, together, 4)
     for i, row in enumerate(samples):
         alone = collate([row])
         assert unpadded(together.inputs, i) == unpadded(alone.inputs, 0)
         assert labels_of(together, i) == labels_of(alone, 0)
         with torch.no_grad():
-            single, count = module.answer_nll(alone)
+            single, count = answer_nll(module.net, alone)
         # fp32, two blocks; attention over padding changes the order of sums.
         torch.testing.assert_close(nll[i], single[0], rtol=2e-4, atol=2e-4)
         assert counts[i] == count[0]
-        assert answers[i] == module.generate(alone, 4)[0]
+        assert answers[i] == greedy_answers(module.net, module.collate, alone, 4)[0]
 
 
 def with_answer(asked: Any, answer: list[int]) -> dict[str, torch.Tensor]:
@@ -296,16 +297,17 @@ def test_loss_and_answers_are_those_of_the_models_own_inputs(name: str, files: l
         asked = own(b, row.turns[:-1], row.images, ask=True)
         asked.pop("labels", None)
         with torch.no_grad():
-            nll, counts = module.answer_nll(batch)
+            nll, counts = answer_nll(module.net, batch)
             expected = oracle_labels(b, row)
             start = len(asked["input_ids"][0])
             logits = b.model(**with_answer(asked, expected)).logits[0].float().log_softmax(-1)
             told = -sum(logits[start - 1 + i, token] for i, token in enumerate(expected))
             torch.testing.assert_close(nll[0], told, rtol=1e-4, atol=1e-4)
             assert counts[0] == len(expected)
-            out = b.model.generate(**asked, max_new_tokens=4, do_sample=False, eos_token_id=module._stop_ids)
+            stops = module.collate.format.stop_ids(b.model.generation_config)
+            out = b.model.generate(**asked, max_new_tokens=4, do_sample=False, eos_token_id=stops)
         text = b.processor.tokenizer.decode(out[0, start:], skip_special_tokens=True).strip()
-        assert module.generate(batch, 4) == [text]
+        assert greedy_answers(module.net, module.collate, batch, 4) == [text]
         talk = Conversation(Tuned(loaded(b), b.model), row.images)  # type: ignore[arg-type]
         assert talk.ask(row.question, 4) == text
 
@@ -341,7 +343,7 @@ def test_one_lora_step_lowers_the_loss_and_moves_nothing_else(name: str, files: 
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
     losses = []
     for _ in range(6):
-        nll, counts = module.answer_nll(batch)
+        nll, counts = answer_nll(module.net, batch)
         loss = nll.sum() / counts.sum()
         losses.append(float(loss))
         loss.backward()

@@ -1,17 +1,14 @@
 """Every YAML of a set: the command line parses it, and it reads the set's release from ``--data.root``."""
 
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from mllm_lit.cli import MLLMCLI
-from mllm_lit.data.datamodule import CaptioningDataModule, MLLMDataModule
+from mllm_lit.cli import build
+from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.preflight import read_all
-from mllm_lit.metrics import CaptionScores
 from mllm_lit.tasks import EMBEDDED, TASKS, DatasetError
 from tests.conftest import REPOSITORY
 from tests.tasks.releases import RELEASES
@@ -23,17 +20,11 @@ FILES = sorted((CONFIGS / "tasks").glob("*.yaml"))
 SOURCES = sorted((CONFIGS / "sources").glob("*.yaml"))
 
 
-@pytest.fixture(autouse=True)
-def _no_words_of_pytests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["fit.py"])
-
-
 def parse(file: Path, *words: str) -> MLLMDataModule:
     """What ``tools/fit.py --data FILE`` trains on."""
-    parts = ["--model.backbone", str(CONFIGS / "backbones/embedded.yaml")]
-    parts += ["--model.adapter", str(CONFIGS / "adapters/lora.yaml")]
-    parts += ["--trainer.logger", "false", "--trainer.accelerator", "cpu"]
-    data: Any = MLLMCLI([*parts, "--data", str(file), *words], run=False).datamodule
+    model = {"backbone": str(CONFIGS / "backbones/embedded.yaml"), "adapter": str(CONFIGS / "adapters/lora.yaml")}
+    settings = {"model": model, "trainer": {"logger": False, "accelerator": "cpu"}}
+    data = build(settings, ["--data", str(file), *words]).data
     assert isinstance(data, MLLMDataModule)
     return data
 
@@ -54,13 +45,11 @@ def test_every_file_reads_its_release(file: Path, tmp_path: Path) -> None:
     data = parse(file, "--data.root", str(root), "--data.val_samples", "2")
     (RELEASES | {"huggingface": table})[data.task.name](root)
     data.setup("fit" if data.task.has_train_split else "test")
-    scored = data.eval_rows["test"]
-    assert list(scored) == [data.task.name, *data.sources]
-    assert all(rows for rows in scored.values())
+    scored = data.sets["test"]
+    assert [one.name for one in scored] == [data.task.name, *data.sources]
+    assert all(one.samples for one in scored)
     assert bool(data.train_rows) == data.task.has_train_split
     assert read_all(data.readers())[1] == [], "tools/check_data.py finds a fault"
-    captions = isinstance(data.task.metric(), CaptionScores)
-    assert isinstance(data, CaptioningDataModule) == captions
     assert file.read_text().startswith("# ")
 
 
@@ -70,7 +59,7 @@ def test_without_a_root_the_embedded_set_or_the_expected_tree(file: Path) -> Non
     # Karpathy's splits of COCO are a file that the embedded set does not have.
     if data.task.name in EMBEDDED and "karpathy" not in file.stem:
         data.setup("test")
-        assert data.eval_rows["test"][data.task.name]
+        assert data.sets["test"][0].samples
         return
     with pytest.raises(DatasetError) as caught:
         data.setup("test")

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
 
-from mllm_lit.callbacks.checkpoint import FOLDER, CheckpointError, by_age
 from mllm_lit.errors import UserError
 
 CONFIG = "config.yaml"
+FOLDER = "checkpoints"
+LAST = "last.ckpt"
 
 
 class RunDirectoryError(UserError, ValueError):
@@ -18,20 +20,45 @@ class RunDirectoryError(UserError, ValueError):
 
 
 class RunDirectory(L.Callback):
-    """The folder of a run, whatever its logger; one that a failed start has made is removed again.
+    """The folder of a run, whatever its logger: claimed when the run begins, and removed if it fails to start.
 
     Args:
-        path: The folder; what rank zero says counts.
-        made: Whether this run has made it.
+        output: The folder of all run directories.
+        experiment: The run's name.
+        version: Name of the run directory; ``None`` for the next free number.
+        checkpoint: Where the run goes on from, if it does.
+        continues: The directory holds what this run has begun.
+
+    Attributes:
+        path: The folder, ``None`` before the run begins; set it to choose one.
+        draws: Give the run TensorBoard's logger in this folder.
     """
 
-    def __init__(self, path: Path, made: bool = False) -> None:
-        self.path, self.made = path, made
-        self._trained = False
+    def __init__(
+        self,
+        output: Path,
+        experiment: str,
+        version: str | None = None,
+        checkpoint: Path | None = None,
+        continues: bool = False,
+    ) -> None:
+        self.output, self.experiment, self.version = output, experiment, version
+        self.checkpoint, self.continues = checkpoint, continues
+        self.path: Path | None = None
+        self.draws = False
+        self._made = self._trained = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take rank zero's."""
+        """Claim the folder on rank zero."""
+        if self.path is None and trainer.is_global_zero:
+            if self.continues:
+                assert self.version is not None
+                self.path = self.output / self.experiment / self.version
+            else:
+                self.path, self._made = claim(self.output, self.experiment, self.version, self.checkpoint)
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
+        if self.draws and not trainer.loggers:
+            trainer.logger = TensorBoardLogger(self.output, name=self.experiment, version=self.path.name)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """From here on there is something to keep."""
@@ -39,19 +66,14 @@ class RunDirectory(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave nothing behind a start that failed."""
-        if isinstance(exception, Exception) and trainer.is_global_zero:
-            self.remove()
-
-    def remove(self) -> None:
-        """Take the folder away, if this run has made it and trained nothing."""
-        if self.made and not self._trained:
+        if isinstance(exception, Exception) and self._made and not self._trained and self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 
 
 def run_directory(trainer: L.Trainer) -> Path | None:
     """Where a run writes to: what :class:`RunDirectory` says, else the logger's folder, which all ranks ask for."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RunDirectory):
+        if isinstance(callback, RunDirectory) and callback.path is not None:
             return callback.path
     return None if trainer.log_dir is None else Path(trainer.log_dir)
 
@@ -116,18 +138,6 @@ def find_last(experiment: Path, version: str | None) -> tuple[str | None, Path |
     return version, next(iter(by_age(experiment / version / FOLDER)), None)
 
 
-def require_checkpoint(found: Path | None, experiment: Path, version: str | None) -> Path:
-    """The checkpoint that ``last`` has found.
-
-    Raises:
-        CheckpointError: It found none.
-    """
-    if found is None:
-        where = experiment / (version or "*") / FOLDER
-        raise CheckpointError(f"--ckpt_path last: there is no checkpoint in {where}. Give the path of one.")
-    return found
-
-
 def refuse_existing(folder: Path, version: str, checkpoint: Path | None = None) -> None:
     """Raise if a run directory that was asked for by name holds something, unless ``checkpoint`` lies in it."""
     path = folder / version
@@ -139,3 +149,8 @@ def refuse_existing(folder: Path, version: str, checkpoint: Path | None = None) 
             "--ckpt_path last, choose another --version or --experiment, leave --version out for the next free "
             "number, or remove it."
         )
+
+
+def by_age(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first; ``last.ckpt``, another name of the newest, comes after it."""
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (path.stat().st_mtime_ns, path.name != LAST), reverse=True)

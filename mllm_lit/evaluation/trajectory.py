@@ -1,30 +1,32 @@
 """The run's picture: the target's score against the sources', from step to step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mllm_lit.evaluation.sets import Scores
 from mllm_lit.plots import Series, pixels, scatter
-
-Scores = Mapping[str, Mapping[str, float]]
 
 
 def draw_trajectory(
-    trainer: L.Trainer, before: Scores | None, during: Sequence[tuple[int, Scores]], after: Scores | None
+    trainer: L.Trainer,
+    headlines: Mapping[str, str],
+    before: Scores | None,
+    during: Sequence[tuple[int, Scores]],
+    after: Scores | None,
 ) -> None:
     """Add the picture to TensorBoard as ``forgetting/target_against_sources``, if the run has sources.
 
     Args:
-        trainer: Its data module names the sets and their headline scores.
+        trainer: Whose loggers get it.
+        headlines: Set -> name of its score; the target comes first.
         before: Scores of the backbone on whole test splits.
         during: (step, scores) on the sets of the validations.
         after: Scores of the trained model on whole test splits.
     """
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    target, *sources = ((name, task.metric().headline) for name, task in data.tasks.items())
+    target, *sources = headlines.items()
     series = trajectory(target, sources, before, during, after)
     if boards and sources and trainer.is_global_zero and any(one.points for one in series.values()):
         picture = pixels(scatter("Target against sources", "source, points", f"{target[0]}, points", series))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from mllm_lit.data.images import load_image
-from mllm_lit.module import Record
+from mllm_lit.evaluation.sets import Record
 
 CELL, PICTURE, COLUMNS = (300, 330), 160, 4
 

@@ -1,0 +1,302 @@
+"""Asks a model all samples of some sets and scores its answers."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from mllm_lit.answers import Answers, answers_of_whole_rows
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.lengths import row_lengths
+from mllm_lit.data.picture_sizes import PictureSizes
+from mllm_lit.data.sample import Sample
+from mllm_lit.errors import UserError, in_range
+from mllm_lit.evaluation.records import RecordFile
+from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest
+from mllm_lit.tensors import fingerprint
+
+EVAL_TOKENS = 16_384
+
+
+class Evaluator:
+    """Greedy answers to every sample of some sets, their scores, and the NLL of the true answers.
+
+    Works on any Hugging Face image-text-to-text model, with or without an adapter. Of several processes that have
+    found each other (``torch.distributed``), each answers a share of the batches, and all get the whole result.
+
+    Args:
+        sets: The target first, then the sources.
+        collate: The collator of the model's processor.
+        tokens: Most tokens in a batch: samples times the longest of them, its answer counted in.
+        max_new_tokens: Longest answer; ``None`` takes each task's own.
+        workers: Processes that decode pictures; 0 decodes in this one.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[EvaluationSet],
+        collate: Collate,
+        tokens: int = EVAL_TOKENS,
+        max_new_tokens: int | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.sets, self.collate = list(sets), collate
+        self.tokens = in_range("data.eval_tokens", tokens, 1)
+        self.max_new_tokens, self.workers = max_new_tokens, workers
+
+    def run(
+        self,
+        net: nn.Module,
+        phase: str = "test",
+        *,
+        folder: Path | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        in_step: bool = False,
+        limit: int | None = None,
+        progress: bool = True,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> Result:
+        """Evaluate all sets.
+
+        Args:
+            net: The model; put into eval mode for the time being.
+            phase: Name of this evaluation.
+            folder: Where ``SET.jsonl`` is written, a line a sample, while samples are answered; if a folder holds the
+                beginning of the same evaluation of the same weights, it is gone on with.
+            context: Around every forward pass, such as autocast.
+            in_step: All ranks have to run the same number of forward passes (sharded weights).
+            limit: Batches of each set and rank; ``None`` for all.
+            progress: Show a bar.
+            after_batch: Called between batches; what it raises ends the evaluation.
+
+        Raises:
+            FormatError: A sample cannot be rendered for this model.
+            ImageError: A picture cannot be read.
+        """
+        rank, world = ranks()
+        weights = "" if folder is None else fingerprint(dict(net.named_parameters()))
+        files: list[RecordFile | None] = []
+        found: list[dict[int, Record]] = []
+        shown = sum(len(one.samples) for one in self.sets)
+        with (
+            evaluating(net),
+            tqdm(
+                total=shown,
+                desc=phase,
+                unit=" samples",
+                disable=not progress or rank > 0,
+                leave=False,
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+            ) as bar,
+        ):
+            for one in self.sets:
+                identity = digest([weights, one.digest(self.max_new_tokens, limit)])
+                file = None if folder is None else RecordFile(folder, one.name, identity, rank)
+                files.append(file)
+                bar.set_description(f"{phase} · {one.name}")
+                done = gathered({} if file is None else file.read())
+                mine = {i: record for i, record in done.items() if i % world == rank}
+                if file is not None:
+                    file.start(mine)
+                bar.update(len(done))
+                for indices, records in self._answer(net, one, set(done), context, in_step, limit):
+                    mine |= records
+                    if file is not None:
+                        file.add(records)
+                    bar.update(min(len(indices) * world, shown - bar.n))
+                    after_batch()
+                found.append(mine)
+        found = merged(found)
+        result = Result(phase, {}, {})
+        for one, file, records in zip(self.sets, files, found, strict=True):
+            places = sorted(records)
+            told = [records[i] for i in places]
+            result.records[one.name] = told
+            result.scores[one.name] = scores_of(one, [one.samples[i] for i in places], told)
+            if file is not None and rank == 0:
+                file.finish(told)
+        if world > 1:
+            dist.barrier()
+        for file in files:
+            if file is not None:
+                file.drop_partial()
+        return result
+
+    def headlines(self) -> dict[str, str]:
+        """Set -> name of the score that a table shows, the target first."""
+        return {one.name: one.headline for one in self.sets}
+
+    def measure(self, one: EvaluationSet) -> list[int]:
+        """Lengths of a set's samples, which are checked thereby; every rank has to ask, the first one measures."""
+        if one.lengths is None:
+            rank, world = ranks()
+            told: list[Any] = [None]
+            if rank == 0:
+                try:
+                    told = [row_lengths(one.samples, self.collate, PictureSizes(one.folder))]
+                except UserError as error:
+                    told = [error]
+            if world > 1:
+                dist.broadcast_object_list(told)
+            if isinstance(told[0], UserError):
+                raise told[0]
+            one.lengths = told[0]
+        return one.lengths
+
+    def _answer(
+        self, net: nn.Module, one: EvaluationSet, done: set[int], context: Any, in_step: bool, limit: int | None
+    ) -> Iterator[tuple[list[int], dict[int, Record]]]:
+        """This rank's batches: the places of their samples, and their records (none if only to keep in step)."""
+        rank, world = ranks()
+        longest = self.max_new_tokens or one.task.max_new_tokens
+        lengths = [length + longest for length in self.measure(one)]
+        left = [i for i in range(len(one.samples)) if i not in done]
+        while left:
+            most = -(-len(left) // world)
+            batches = batches_of(one.samples, lengths, left, self.tokens, most)
+            own = batches[rank::world]
+            steps = -(-len(batches) // world)
+            repeated = own + (steps - len(own)) * batches[-1:] if in_step else own
+            repeated = repeated[:limit]
+            left = []
+            device = next(net.parameters()).device
+            loader = self._loader(one.samples, repeated)
+            for i, (indices, batch) in enumerate(zip(repeated, loader, strict=True)):
+                try:
+                    with context():
+                        said = self._ask(net, batch.to(device), longest, in_step)
+                except torch.cuda.OutOfMemoryError:
+                    if in_step or len(indices) == 1:
+                        raise
+                    self._halve()
+                    left = [index for rest in own[i:] for index in rest]
+                    break
+                yield indices, records_of(one, indices, said) if i < len(own) else {}
+
+    def _ask(self, net: nn.Module, batch: Any, longest: int, in_step: bool) -> Answers:
+        return answers_of_whole_rows(net, self.collate, batch, longest, in_step)
+
+    def _halve(self) -> None:
+        torch.cuda.empty_cache()
+        self.tokens //= 2
+        sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self.tokens:,}.\n")
+
+    def _loader(self, samples: Sequence[Sample], batches: list[list[int]]) -> DataLoader[Any]:
+        collate = Collate(self.collate.processor, self.collate.max_length, with_prompt=True)
+        return DataLoader(
+            samples,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=min(self.workers, len(batches)),
+        )
+
+
+def batches_of(
+    samples: Sequence[Sample], lengths: Sequence[int], places: Sequence[int], tokens: int, most: int
+) -> list[list[int]]:
+    """Fill batches up to a number of tokens, questions on one picture together and the longest first.
+
+    Args:
+        samples: Of a set.
+        lengths: Of all of them, in tokens.
+        places: Which are to be answered.
+        tokens: Most tokens of a batch, padding counted in; a sample that is longer is a batch of its own.
+        most: Most samples of a batch.
+
+    Returns:
+        Places of the samples of each batch.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i in sorted(places, key=lambda i: -lengths[i]):
+        groups.setdefault(samples[i].images, []).append(i)
+
+    def fits(count: int, width: int) -> bool:
+        return count == 1 or (count <= most and count * width <= tokens)
+
+    batches: list[list[int]] = []
+    width = 0
+    for group in groups.values():  # as their longest samples come
+        whole = fits(len(group), lengths[group[0]])
+        for place, i in enumerate(group):
+            wider = max(width, lengths[i])
+            more = len(group) if place == 0 and whole else 1  # a picture's questions stay together where they can
+            if batches and fits(len(batches[-1]) + more, wider):
+                batches[-1].append(i)
+                width = wider
+            else:
+                batches.append([i])
+                width = lengths[i]
+    return batches
+
+
+def records_of(one: EvaluationSet, indices: list[int], said: Answers) -> dict[int, Record]:
+    """The records of a batch, by the samples' places in the split."""
+    samples = [one.samples[i] for i in indices]
+    scores = one.task.metric().row_scores(said.texts, samples)
+    return {
+        index: Record(
+            id=sample.id,
+            image=[str(getattr(ref, "name", ref)) for ref in sample.images],
+            question=sample.question,
+            answer=sample.answer,
+            references=list(sample.references),
+            prediction=text,
+            score=score,
+            nll=nll / tokens,
+            answer_tokens=tokens,
+        )
+        for index, sample, text, score, nll, tokens in zip(
+            indices, samples, said.texts, scores, said.nll, said.tokens, strict=True
+        )
+    }
+
+
+def scores_of(one: EvaluationSet, samples: Sequence[Sample], records: Sequence[Record]) -> dict[str, float]:
+    """The scores of a set in points, and the NLL of all its answers per token."""
+    metric = one.task.metric()
+    metric.sync_on_compute = False  # every rank has all records
+    metric.update([record["prediction"] for record in records], samples)
+    scores = {name: float(value) for name, value in metric.compute().items()}
+    tokens = sum(record["answer_tokens"] for record in records)
+    return scores | {"nll": sum(record["nll"] * record["answer_tokens"] for record in records) / tokens}
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Within it, all modules are in eval mode."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def ranks() -> tuple[int, int]:
+    """This process's rank, and how many have found each other."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gathered(mine: dict[int, Record]) -> dict[int, Record]:
+    """The records of all ranks."""
+    return merged([mine])[0]
+
+
+def merged(mine: list[dict[int, Record]]) -> list[dict[int, Record]]:
+    """The records of all ranks, set by set."""
+    _, world = ranks()
+    everyone: list[Any] = [mine]
+    if world > 1:
+        everyone = [None] * world
+        dist.all_gather_object(everyone, mine)
+    return [{i: record for rank in everyone for i, record in rank[number].items()} for number in range(len(mine))]

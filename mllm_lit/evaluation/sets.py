@@ -1,0 +1,108 @@
+"""What is evaluated, and what comes out of it."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from mllm_lit.data.sample import EncodedImage, Sample
+from mllm_lit.tasks.base import Task
+
+Scores = dict[str, dict[str, float]]
+"""Set -> name of a score -> points; ``nll`` is in nats per answer token."""
+
+
+class Record(TypedDict):
+    """One evaluated sample, as written to the prediction files."""
+
+    id: str
+    image: list[str]
+    question: str
+    answer: str
+    references: list[str]
+    prediction: str
+    score: float | None
+    nll: float
+    """Of the true answer, in nats per token."""
+    answer_tokens: int
+
+
+@dataclass
+class EvaluationSet:
+    """Samples of a task that are asked and scored together.
+
+    Attributes:
+        name: Of the set; names prediction files and scores.
+        task: Says how long answers may be and how they are scored.
+        samples: In the split's order.
+        folder: Where the sizes of its pictures are kept; ``None`` keeps none.
+        lengths: Of the samples with their answers, in tokens; measured when they are first needed.
+    """
+
+    name: str
+    task: Task
+    samples: Sequence[Sample]
+    folder: Path | None = None
+    lengths: list[int] | None = field(default=None, repr=False)
+
+    @property
+    def headline(self) -> str:
+        """Name of the score that a table shows."""
+        return self.task.metric().headline
+
+    def digest(self, max_new_tokens: int | None, limit: float | None, moved: bool = False) -> str:
+        """SHA-256 of the samples, of how they are scored, and of how much of the set is.
+
+        Args:
+            max_new_tokens: Longest answer, where it is not the task's own.
+            limit: Batches that are evaluated; ``None`` or 1.0 for all.
+            moved: Take pictures of the same name and size for the same, wherever they lie.
+        """
+        task = self.task
+        how: list[Any] = [repr(task.metric()), sorted((key, repr(value)) for key, value in vars(task).items())]
+        how += [max_new_tokens or task.max_new_tokens, limit if isinstance(limit, int) else None]
+        return digest([repr(how), *told(self.samples, moved)])
+
+
+@dataclass
+class Result:
+    """Of an evaluation.
+
+    Attributes:
+        phase: Its name, such as ``before``.
+        scores: Of every set.
+        records: Of every set, in the split's order.
+    """
+
+    phase: str
+    scores: Scores
+    records: dict[str, list[Record]]
+
+
+def digest(parts: Iterable[str | bytes]) -> str:
+    """SHA-256 of some texts, told apart."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+    return total.hexdigest()
+
+
+def told(samples: Iterable[Sample], moved: bool = False) -> Iterator[str]:
+    """What a scorer and a model are told of every sample; of a picture in a file, its path, size and time.
+
+    Args:
+        samples: The samples.
+        moved: Leave out folder and time.
+    """
+    for sample in samples:
+        pictures: list[tuple[object, ...]] = []
+        for image in sample.images:
+            if isinstance(image, EncodedImage):
+                pictures.append((image.name, hashlib.sha256(image.data).hexdigest()))
+            else:
+                state = image.stat()
+                where = (image.name,) if moved else (str(image), state.st_mtime_ns)
+                pictures.append((*where, state.st_size))
+        meta = sorted(sample.meta.items())
+        yield repr((sample.id, sample.turns, sample.references, sample.choices, meta, pictures))
