@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from mllm_lit.adapters import LoRA
+from mllm_lit.answers import answer_nll
 from mllm_lit.backbones import Backbone, LoadedBackbone, VisionCache, find_layout
 from mllm_lit.backbones.composed import ComposedConfig, ComposedForConditionalGeneration
 from mllm_lit.data.collate import IGNORE, Batch, Collate
@@ -89,7 +90,8 @@ def embedded_batches(module: MLLMModule, rows: int, size: int) -> list[Batch]:
     """The first rows with a picture of the embedded ScienceQA, a picture each."""
     samples = [row for row in ScienceQA().rows(embedded_root("scienceqa"), "train") if row.images]
     distinct = list({sample.images[0]: sample for sample in samples}.values())[:rows]
-    collate = Collate(module.processor)
+    assert module.loaded is not None
+    collate = Collate(module.loaded.processor)
     return [collate(distinct[i : i + size]) for i in range(0, rows, size)]
 
 
@@ -106,7 +108,7 @@ def epoch(module: MLLMModule, batches: list[Batch], start: dict[str, Tensor]) ->
     torch.manual_seed(run_seed())  # The adapter's dropout.
     for batch in batches:
         begin = time.process_time()
-        nll, counts = module.answer_nll(batch)
+        nll, counts = answer_nll(module.net, batch)
         loss = nll.sum() / counts.sum()
         loss.backward()
         optimizer.step()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mllm_lit.backbones.family import family_of
+from mllm_lit.backbones.pictures import encoded_once
 from mllm_lit.data.collate import IGNORE, Batch, Collate
-from mllm_lit.data.pictures import encoded_once
 from mllm_lit.errors import SettingError
 
 

@@ -12,7 +12,7 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
-from mllm_lit.backbones.vision_cache import VisionCache
+from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import SettingError, UserError, in_range

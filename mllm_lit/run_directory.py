@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class RunDirectory(L.Callback):
             else:
                 self.path, self._made = claim(self.output, self.experiment, self.version, self.checkpoint)
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
+        if trainer.is_global_zero:
+            write_ids(getattr(trainer.datamodule, "sampled", {}), self.path / "ids")  # type: ignore[attr-defined]
         if self.draws and not trainer.loggers:
             trainer.logger = TensorBoardLogger(self.output, name=self.experiment, version=self.path.name)
 
@@ -68,6 +71,14 @@ class RunDirectory(L.Callback):
         """Leave nothing behind a start that failed."""
         if isinstance(exception, Exception) and self._made and not self._trained and self.path is not None:
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_ids(sampled: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Write the ids of every part of a split that is used, a file each, an id a line."""
+    for label, ids in sampled.items():
+        path = folder / f"{label}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
 
 
 def run_directory(trainer: L.Trainer) -> Path | None:

@@ -79,6 +79,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         """What is trained, whole, on rank 0."""
         return {name: tensor for name, p in self._trained() if (tensor := self._gather(p)) is not None}
 
+    # torch.distributed.checkpoint.state_dict cannot stand here: it starts an optimizer without state by a step of zero
+    # gradients, which rules would take for one of training, and counts it for tensors that never had a gradient. Of the
+    # model it would gather and reload what is frozen and tied to something, and buffers.
+
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """The state as a single process has it, on rank 0."""
         state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from mllm_lit.evaluation.sets import Scores
-from mllm_lit.metrics import forgetting, tradeoff
+from mllm_lit.metrics import forgetting, normalised, tradeoff
 
 PACKAGES = ("mllm_lit", "torch", "lightning", "transformers", "peft")
 
@@ -47,6 +47,8 @@ def summarise(
     target, *sources = headlines
     for name in sources:
         rows[name]["forgetting"] = forgetting(rows[name]["before"], rows[name]["after"])["points"]
+    scored = [[rows[name][phase] for name in sources] for phase in ("before", "after")]
+    trade = tradeoff(rows[target]["after"], scored[1]) | {"A_S_normalised": normalised(*scored)} if sources else None
     return {
         "experiment": experiment,
         **parts,
@@ -54,7 +56,7 @@ def summarise(
         "parameters": parameters,
         "target": {"name": target, **rows[target]},
         "sources": {name: rows[name] for name in sources},
-        "tradeoff": tradeoff(rows[target]["after"], [rows[name]["after"] for name in sources]) if sources else None,
+        "tradeoff": trade,
         "cost": cost,
         "scores": {"before": before, "after": after},
         "versions": {package: version(package) for package in PACKAGES},
@@ -108,7 +110,10 @@ def table(summary: dict[str, Any]) -> Table:
     ]
     if trade := summary["tradeoff"]:
         named = {"A^S (sources)": "A_S", "A^T (target)": "A_T", "H": "H", "O": "O"}
-        lines.insert(0, " · ".join(f"{label} {trade[key]:.1f}" for label, key in named.items()))
+        shown = [f"{label} {trade[key]:.1f}" for label, key in named.items()]
+        if trade["A_S_normalised"] is not None:
+            shown.insert(1, f"normalised {trade['A_S_normalised']:.1f} %")
+        lines.insert(0, " · ".join(shown))
     out.caption = "\n".join(lines)
     out.caption_justify = "left"
     return out

@@ -410,8 +410,6 @@ def write_report(grid: Grid, folder: Path, page: Path) -> None:
     Raises:
         GridError: The page has no such marks.
     """
-    from PIL import Image
-
     from mllm_lit.plots import scatter
 
     files = [folder / f"{name}.json" for name in grid.methods]
@@ -423,7 +421,8 @@ def write_report(grid: Grid, folder: Path, page: Path) -> None:
     body = "No cell has been run yet."
     if results:
         picture = page.with_name(f"{page.stem}_{grid.name}.png")
-        Image.fromarray(scatter(f"{grid.name}: target against sources", "A^S", "A^T", series(results))).save(picture)
+        figure = scatter(f"{grid.name}: target against sources", "$A^S$", "$A^T$", series(results))
+        figure.savefig(picture, metadata={"Software": None})
         body = f"{markdown(results)}\n\n![A^T over A^S, one point a method, the Pareto front joined]({picture.name})"
         if grid.claims:
             body += f"\n\n{verdicts(grid.claims, results)}"

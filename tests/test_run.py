@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     assert summary["target"]["name"] == "toy"
     lost = summary["sources"]["source"]
     assert lost["forgetting"] == pytest.approx(lost["before"] - lost["after"])
-    assert summary["tradeoff"].keys() == {"A_S", "A_T", "H", "O"}
+    assert summary["tradeoff"].keys() == {"A_S", "A_S_normalised", "A_T", "H", "O"}
     assert summary["cost"]["steps"] == 6
     assert summary["seed"] == 42
     for phase, rows in (("before", 7), ("step-000004", 5), ("after", 7)):
@@ -215,3 +215,34 @@ def test_a_truncated_picture_is_found_before_the_first_step(
     with pytest.raises(DatasetError, match=r"train-6\.png"):
         run(monkeypatch, "--config", str(config))
     assert not list((tmp_path / "logs").rglob("*.ckpt"))
+
+
+def test_a_run_and_a_backbone_are_scored_by_the_tool(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores of a finished run again; of its backbone, those from before training."""
+    import runpy
+
+    def score(*words: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--trainer.accelerator", "cpu"])
+        runpy.run_path(str(REPOSITORY / "tools" / "evaluate.py"), run_name="__main__")
+        scores: dict[str, Any] = json.loads((tmp_path / "scored" / "scores.json").read_text())
+        return scores
+
+    run(monkeypatch, "--config", str(config), "--trainer.max_steps", "3")
+    folder = tmp_path / "logs" / "toy_run" / "version_0"
+    ran = json.loads((folder / "summary.json").read_text())["scores"]
+    out = ["--out", str(tmp_path / "scored"), "--trust", "tests"]
+    again = score("--run", str(folder), *out)
+    assert again.keys() == ran["after"].keys()
+    for name, scores in ran["after"].items():
+        assert again[name] == pytest.approx(scores, rel=1e-5)
+    assert (tmp_path / "scored" / "toy.jsonl").read_text().count("\n") == 7
+    assert "toy: accuracy" in capsys.readouterr().out
+    settings = yaml.safe_load(config.read_text())
+    file = tmp_path / "data.yaml"
+    file.write_text(yaml.safe_dump(settings["data"]))
+    backbone = settings["model"]["backbone"]["init_args"]["path"]
+    plain = score("--backbone", backbone, "--data", str(file), "--dtype", "float32", *out)
+    for name, scores in ran["before"].items():
+        assert plain[name] == pytest.approx(scores, rel=1e-5)

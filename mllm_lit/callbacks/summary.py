@@ -120,7 +120,7 @@ class SummaryCallback(L.Callback):
         }
 
     def _log(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
-        metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items()}
+        metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items() if value is not None}
         metrics["final/target"] = result["target"]["after"]
         metrics |= {f"final/{name}": row["after"] for name, row in result["sources"].items()}
         for logger in trainer.loggers:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.backbones.pictures import numbered
 from mllm_lit.data.images import load_image
-from mllm_lit.data.pictures import numbered
 from mllm_lit.data.prompt import ChatFormat, FormatError, Rendered, chat_format
 from mllm_lit.data.sample import Sample
 
@@ -28,7 +28,7 @@ class Batch:
         tokens: Positions that are not padding, over all rows.
         prompt: Like ``inputs`` without the answers, for generation; ``None`` in training.
         pictures: For each image, in the order of the pixels, the number of the picture that it shows; see
-            :func:`mllm_lit.data.pictures.encoded_once`.
+            :func:`mllm_lit.backbones.pictures.encoded_once`.
     """
 
     inputs: dict[str, Tensor]

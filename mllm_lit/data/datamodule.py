@@ -20,7 +20,6 @@ from mllm_lit.data.subset import read_ids, subset
 from mllm_lit.errors import SettingError, UserError, check_seed, in_range
 from mllm_lit.evaluation.evaluator import EVAL_TOKENS, Evaluator
 from mllm_lit.evaluation.sets import EvaluationSet
-from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
 from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import DatasetError, Task
@@ -195,7 +194,6 @@ class MLLMDataModule(L.LightningDataModule):
         for task in self.tasks.values():
             task.metric()  # A scorer that cannot run here says so now, not after training.
         self._read = {}
-        self._write_ids()
 
     def _trained(self) -> list[Sample]:
         rows = self.task.rows(self.root, self.splits["train"])
@@ -241,17 +239,6 @@ class MLLMDataModule(L.LightningDataModule):
         if len(chosen) < len(rows):
             self.sampled[label] = [row.id for row in chosen]
         return chosen
-
-    def _write_ids(self) -> None:
-        if self.trainer is None or getattr(self.trainer, "fast_dev_run", False):
-            return
-        folder = run_directory(self.trainer)
-        if folder is None or not self._first_rank:
-            return
-        for label, ids in self.sampled.items():
-            path = folder / "ids" / f"{label}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{key}\n" for key in ids), encoding="utf-8")
 
     @property
     def _first_rank(self) -> bool:

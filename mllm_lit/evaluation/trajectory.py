@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.evaluation.sets import Scores
-from mllm_lit.plots import Series, scatter
+from mllm_lit.plots import Series, pixels, scatter
 
 
 def draw_trajectory(
@@ -29,7 +29,7 @@ def draw_trajectory(
     target, *sources = headlines.items()
     series = trajectory(target, sources, before, during, after)
     if boards and sources and trainer.is_global_zero and any(one.points for one in series.values()):
-        picture = scatter("Target against sources", "source, points", f"{target[0]}, points", series)
+        picture = pixels(scatter("Target against sources", "source, points", f"{target[0]}, points", series))
         for board in boards:
             board.experiment.add_image(
                 "forgetting/target_against_sources", picture, trainer.global_step, dataformats="HWC"
@@ -62,7 +62,11 @@ def trajectory(
         for source, key in sources
     }
     if sources:
-        result["mean"] = Series([(mean(scores), scores[name][headline], f"{step}") for step, scores in during])
+        every = 1 + len(during) // 12  # more steps than these cannot be read
+        named = {step for step, _ in during[::-1][::every]}
+        result["mean"] = Series(
+            [(mean(scores), scores[name][headline], f"{step}" * (step in named)) for step, scores in during]
+        )
         whole = [(scores, label) for scores, label in ((before, "before"), (after, "after")) if scores is not None]
         result["mean, test splits"] = Series(
             [(mean(scores), scores[name][headline], label) for scores, label in whole], joined=False

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mllm_lit.backbones.layout import Layout
 from mllm_lit.importance.base import BINS, Rule
-from mllm_lit.plots import heat_map
+from mllm_lit.plots import heat_map, pixels
 
 KEYS = ("selected", "mask", "overlap", "distance", "relative_distance")
 """What is logged of :meth:`Rule.statistics`."""
@@ -53,7 +53,8 @@ def log_rule(loggers: list[Any], rule: Rule, layout: Layout, step: int) -> None:
                     cells.setdefault(cell_of(name, layout), []).append(row[key])
             if cells:  # a cell of a role outside the blocks may hold several tensors
                 table = {cell: sum(values) / len(values) for cell, values in cells.items()}
-                board.experiment.add_image(f"importance/{key}", heat_map(key, table), step, dataformats="HWC")
+                picture = pixels(heat_map(key, table))
+                board.experiment.add_image(f"importance/{key}", picture, step, dataformats="HWC")
 
 
 def parts_of(name: str, layout: Layout) -> list[str]:

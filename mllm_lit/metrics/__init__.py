@@ -13,7 +13,7 @@ from mllm_lit.metrics.hallucination import (
     pope_scores,
 )
 from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
-from mllm_lit.metrics.tradeoff import forgetting, tradeoff
+from mllm_lit.metrics.tradeoff import forgetting, normalised, tradeoff
 from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "parse_choice",
     "parse_yes_no",
     "pope_scores",
+    "normalised",
     "tradeoff",
     "unavailable",
     "vqa_accuracy",

@@ -28,6 +28,24 @@ def tradeoff(target: float, sources: Sequence[float]) -> dict[str, float]:
     return {"A_S": a_s, "A_T": a_t, "H": 2 * a_s * a_t / total if total else 0.0, "O": total / 2}
 
 
+def normalised(before: Sequence[float], after: Sequence[float]) -> float | None:
+    """Mean over the sources of their score in per cent of what it was, so that no source weighs more by its scale.
+
+    Args:
+        before: The sources' scores before fine-tuning.
+        after: Likewise, after it.
+
+    Returns:
+        ``None`` if a source had nothing before.
+
+    >>> normalised([100.0, 50.0], [75.0, 50.0])
+    87.5
+    """
+    if not before or not all(before):
+        return None
+    return sum(100 * a / b for b, a in zip(before, after, strict=True)) / len(before)
+
+
 def forgetting(before: float, after: float) -> dict[str, float]:
     """What a source lost: in points, and in per cent of its score before (0 if that was 0).
 

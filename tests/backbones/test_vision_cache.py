@@ -17,7 +17,8 @@ import torch
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
 from mllm_lit.backbones.callback import BackboneCallback, pictures_change
-from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+from mllm_lit.backbones.pictures import VisionCacheError
+from mllm_lit.backbones.pictures.file import FeatureFile
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule
@@ -189,7 +190,8 @@ def test_every_family_is_cached_exactly_or_refused(name: str) -> None:
 FILL = """
 import sys, torch
 from pathlib import Path
-from mllm_lit.backbones.vision_cache import FeatureFile, VisionCacheError
+from mllm_lit.backbones.pictures import VisionCacheError
+from mllm_lit.backbones.pictures.file import FeatureFile
 file, kept = FeatureFile(Path(sys.argv[1]) / "full", 10**9), []
 try:
     while True:
@@ -223,3 +225,19 @@ def test_what_the_disk_refuses_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(VisionCacheError, match=r"a\.bin cannot grow beyond 0 bytes: No space left on device"):
         file.append(b"key", [torch.ones(4)], (0, None))
     assert not file.rows
+
+
+@pytest.mark.parametrize("cut", [1, 8, 20])
+def test_a_line_cut_short_by_a_kill_costs_its_row_alone(tmp_path: Path, cut: int) -> None:
+    rows = [torch.full((3,), float(i)) for i in range(3)]
+    for i in range(2):
+        FeatureFile(tmp_path / "a", 10**6).append(bytes([i]) * 4, [rows[i]], (0, None))
+    index = tmp_path / "a.txt"
+    index.write_bytes(index.read_bytes()[:-cut])
+    file = FeatureFile(tmp_path / "a", 10**6)
+    assert list(file.rows) == [bytes(4)]
+    file.append(bytes([2]) * 4, [rows[2]], (0, None))
+    del file
+    again = FeatureFile(tmp_path / "a", 10**6)
+    assert list(again.rows) == [bytes(4), bytes([2]) * 4]
+    assert all(torch.equal(kept[0], rows[key[0]]) for key, kept in again.rows.items())

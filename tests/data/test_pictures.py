@@ -11,9 +11,9 @@ from mllm_lit.adapters import LoRA
 from mllm_lit.answers import answer_nll, answers_of_whole_rows
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.family import family_of
+from mllm_lit.backbones.pictures import encoded_once
 from mllm_lit.data import collate as collating
 from mllm_lit.data.collate import Collate
-from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.module import MLLMModule
 from tests.processors.beds import BEDS, build, picture

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from mllm_lit.adapters import Adapter, Bottleneck, Full, LoRA
 from mllm_lit.backbones import Backbone
-from mllm_lit.backbones.vision_cache import VisionCache
+from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.callbacks import TrainableCheckpoint
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data.datamodule import Source, Sources, VQADataModule

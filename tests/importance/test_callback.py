@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,7 +17,6 @@ from mllm_lit.evaluation.trajectory import trajectory
 from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from mllm_lit.importance.callback import refuse_strategy, wanted_rows
 from mllm_lit.importance.log import combined
-from mllm_lit.plots import DARK, LIGHT, Series, heat_map, scatter, ticks
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -334,31 +332,14 @@ def test_the_picture_of_forgetting() -> None:
     assert series["mean"].points == [(55, 50, "5")]
     assert series["mean, test splits"].points == [(70, 10, "before")]
     assert not series["mean, test splits"].joined
-
-
-def test_pictures_show_what_they_are_given() -> None:
-    colours = heat_map("share", {("block 0", "q"): 0.0, ("block 0", "k"): 1.0, ("block 1", "q"): 0.5})
-    assert (colours == LIGHT).all(-1).sum() > 500  # the smallest
-    assert (colours == DARK).all(-1).sum() > 500  # the largest
-    assert (colours == 0xEE).all(-1).sum() > 500  # block 1 has no k
-    assert ticks([0.0, 97.0]) == [0, 20, 40, 60, 80, 100]
-    assert ticks([3.0, 3.0])[0] <= 3.0 <= ticks([3.0, 3.0])[-1]
-    points = {"one": Series([(0.0, 0.0, ""), (100.0, 50.0, "end")]), "": Series([(50.0, 25.0, "")])}
-    plot = scatter("title", "x", "y", points)
-    blue = np.argwhere((plot == (0x1F, 0x77, 0xB4)).all(-1))
-    inside = blue[blue[:, 1] < 690]
-    # The line runs from the lower left corner of the axes to the upper right one.
-    assert inside[:, 0].max() >= 500 > 60 >= inside[:, 0].min()
-    assert inside[:, 1].min() <= 70
-
-
-def test_labels_of_close_points_do_not_cover_each_other() -> None:
-    def plot(first: str, second: str) -> np.ndarray:
-        close = {"": Series([(50.0, 50.0, first), (0.0, 0.0, "")], joined=False), " ": Series([(50.4, 50.0, second)])}
-        return scatter("title", "x", "y", close)
-
-    bare, one, both = plot("", ""), plot("first", ""), plot("first", "second")
-    written = (one != bare).any(-1)
-    assert written.sum() > 20
-    assert (both == one)[written].all()  # nothing was written over the first one
-    assert (both != one).any(-1).sum() > 20  # and the second one is there
+    many = trajectory(
+        ("t", "acc"),
+        [("a", "acc")],
+        None,
+        [(5 * i, {"t": {"acc": i}, "a": {"acc": 2 * i}}) for i in range(1, 101)],
+        None,
+    )
+    labels = [label for *_, label in many["mean"].points if label]
+    assert len(many["mean"].points) == 100
+    assert 5 < len(labels) <= 12, "of many steps some are named"
+    assert labels[-1] == "500", "the last one among them"

@@ -49,4 +49,4 @@ def test_flickr30k_spider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_
     summary = run(monkeypatch, tmp_path, "flickr30k_spider", *words)
     assert summary["target"]["metric"] == "cider"
     assert set(summary["sources"]) == set(sets[1:])
-    assert summary["tradeoff"].keys() == {"A_S", "A_T", "H", "O"}
+    assert summary["tradeoff"].keys() == {"A_S", "A_S_normalised", "A_T", "H", "O"}

@@ -15,6 +15,7 @@ from mllm_lit.metrics import (
     forgetting,
     gqa_match,
     mentioned,
+    normalised,
     ocrvqa_match,
     parse_choice,
     parse_yes_no,
@@ -142,6 +143,8 @@ def test_chair_over_a_split() -> None:
 def test_tradeoff_and_forgetting() -> None:
     assert tradeoff(80, [50, 70]) == pytest.approx({"A_S": 60, "A_T": 80, "H": 2 / (1 / 60 + 1 / 80), "O": 70})
     assert tradeoff(0, [0])["H"] == 0
+    assert normalised([50, 20], [25, 30]) == pytest.approx((50 + 150) / 2)
+    assert normalised([50, 0], [25, 30]) is None
     assert forgetting(80, 60) == pytest.approx({"points": 20, "percent": 25})
     assert forgetting(0, 5)["percent"] == 0
     with pytest.raises(ValueError, match="no source was scored"):

@@ -1,0 +1,90 @@
+"""Score a finished run or a backbone: python tools/evaluate.py --run logs/scienceqa_lora/version_0.
+
+    python tools/evaluate.py --run RUN --sources configs/sources/hallucination.yaml
+    python tools/evaluate.py --backbone configs/backbones/llava15_7b.yaml --data configs/tasks/gqa.yaml --data.root DIR
+    torchrun --nproc_per_node 8 tools/evaluate.py --run RUN
+
+Target and sources are those of the run, or of --data; further options are those of tools/fit.py, such as
+--data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same command again goes on with
+an evaluation that was killed. OUT/scores.json holds the scores.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_lit.errors import plain_errors, writing
+
+DEFAULT = {"class_path": "mllm_lit.data.MLLMDataModule", "init_args": {"task": "mllm_lit.tasks.ScienceQA"}}
+
+
+def main() -> None:
+    """Parse, load, evaluate, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, help="directory of a finished run: its backbone with its adapter")
+    which.add_argument("--backbone", help="a file of configs/backbones, a hub id or a folder")
+    parser.add_argument("--data", help="a file of configs/tasks; default: the run's data, or the embedded ScienceQA")
+    parser.add_argument("--sources", help="a file of configs/sources; default: those of the data")
+    parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or logs/evaluation/BACKBONE")
+    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
+    options, rest = parser.parse_known_args()
+    name = Path(options.backbone or "").stem
+    out = options.out or (options.run / "evaluation" if options.run else Path("logs") / "evaluation" / name)
+    given = {"--data": options.data, "--data.sources": options.sources}
+    words = [word for option, value in given.items() if value is not None for word in (option, value)]
+    result = evaluate(options.run, options.backbone, out, [*words, *rest], options.trust, options.dtype)
+    if os.environ.get("RANK", "0") == "0":
+        text = json.dumps(result.scores, indent=1) + "\n"
+        with writing(out / "scores.json", len(text)):
+            (out / "scores.json").write_text(text, encoding="utf-8")
+        for name, scores in result.scores.items():
+            print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in scores.items()))
+        print(f"Written: {out}")
+
+
+def evaluate(
+    run: Path | None, backbone: str | None, out: Path, words: Sequence[str], trust: Sequence[str], dtype: str | None
+) -> Any:
+    """Score a run, or a backbone, on the test sets of the data that some options describe."""
+    import torch
+    import torch.distributed as dist
+
+    from mllm_lit.backbones.load import context
+    from mllm_lit.cli import build
+    from mllm_lit.data.collate import Collate
+    from mllm_lit.evaluation import Evaluator
+    from mllm_lit.inference import load_tuned
+    from mllm_lit.start import run_config
+    from mllm_lit.parsing import only_trusted
+
+    if run is None:
+        settings: dict[str, Any] = {
+            "model": {"backbone": "mllm_lit.backbones.Backbone", "adapter": "mllm_lit.adapters.LoRA"},
+            "data": DEFAULT,
+        }
+    else:
+        stored = run_config(run)
+        settings = {key: stored[key] for key in ("seed_everything", "model", "data")}
+    with only_trusted((run or out) / "config.yaml", settings, trust):
+        _, module, data = build(settings, [*words, "--trainer.logger", "false"])
+    data.setup("test")
+    tuned = load_tuned(backbone or "", run, trust, dtype=dtype)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        tuned.module.to("cuda")
+    limit = module.backbone.max_length or context(tuned.loaded)
+    collate = Collate(tuned.loaded.processor, limit)
+    evaluator = Evaluator(data.sets["test"], collate, data.eval_tokens, module.max_new_tokens, data.num_workers)
+    return evaluator.run(tuned.module, "test", folder=out)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main()
