@@ -48,7 +48,9 @@ def summarise(
     for name in sources:
         rows[name]["forgetting"] = forgetting(rows[name]["before"], rows[name]["after"])["points"]
     scored = [[rows[name][phase] for name in sources] for phase in ("before", "after")]
-    trade = tradeoff(rows[target]["after"], scored[1]) | {"A_S_normalised": normalised(*scored)} if sources else None
+    trade: dict[str, float | None] | None = None
+    if sources:
+        trade = {**tradeoff(rows[target]["after"], scored[1]), "A_S_normalised": normalised(*scored)}
     return {
         "experiment": experiment,
         **parts,
