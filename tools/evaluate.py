@@ -59,8 +59,8 @@ def evaluate(
     from mllm_lit.data.collate import Collate
     from mllm_lit.evaluation import Evaluator
     from mllm_lit.inference import load_tuned
-    from mllm_lit.start import run_config
     from mllm_lit.parsing import only_trusted
+    from mllm_lit.start import run_config
 
     if run is None:
         settings: dict[str, Any] = {
