@@ -479,7 +479,7 @@ def test_scores_before_training_are_those_of_the_start(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["keep", "merge"])
-def test_merging_afterwards_goes_between_start_and_end(
+def test_tools_open_a_run_with_its_start(
     runs: Runs, root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     run = root / "logs" / "toy" / f"{start}_swept"
@@ -491,3 +491,7 @@ def test_merging_afterwards_goes_between_start_and_end(
     assert ends[0] == pytest.approx(scores(run, "before"), rel=1e-4)
     assert ends[1] == pytest.approx(scores(run, "after"), rel=1e-4)
     assert ends[0]["nll"] != pytest.approx(ends[1]["nll"], rel=1e-2)
+    out = root / f"{start}_evaluated"
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", str(run), "--trust", "tests", "--out", str(out)])
+    runpy.run_path(str(REPOSITORY / "tools" / "evaluate.py"))["main"]()
+    assert json.loads((out / "scores.json").read_text())["toy"] == pytest.approx(scores(run, "after"), rel=1e-4)
