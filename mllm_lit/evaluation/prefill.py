@@ -15,6 +15,7 @@ from mllm_lit.backbones.family import FAMILIES, family_of
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
+from mllm_lit.evaluation.roomy_cache import roomy_cache
 from mllm_lit.evaluation.shared_rows import SharedBatch, SharedCollate
 
 __all__ = ["SharedBatch", "SharedCollate", "answers_from_shared_pictures", "shares_pictures"]
@@ -102,10 +103,10 @@ def answers_from_shared_pictures(
     Args: as for :func:`mllm_lit.answers.greedy_answers`; the batch is from :class:`SharedCollate`.
     """
     model = bare_model(net)
-    cache = DynamicCache(config=model.config)
-    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     start = batch.prefixes["attention_mask"].shape[1]
     longest = max(start + batch.rest.shape[1], batch.prompt.shape[1] + max_new_tokens)
+    cache = roomy_cache(model.config, longest - start)
+    windows = [layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     if windows and (in_step or longest >= min(windows)):
         plain = Collate(collate.processor, collate.max_length, with_prompt=True)
         whole = plain(batch.samples).to(batch.rest.device)

@@ -1,0 +1,171 @@
+"""What sharing a picture's prefill saves where answers are evaluated: NLL and greedy answer of every row.
+
+    python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
+
+Three ways take turns in one process: a row at a time with ``generate`` and a second pass for the NLL (as LLaVA's
+scripts ask), batches of whole rows with every picture encoded once, and one prefill per picture. The embedded model
+runs on its own sets with as many questions a picture as they have, up to 16 new tokens; a random model of 135 M
+parameters (SmolLM2's shape, a vision encoder of four narrow blocks) on questions of the embedded VQAv2 and captions
+of its COCO set, with so many tokens and questions a picture. Random weights end no answer, so as many tokens are
+generated as the true answers of the batch have on average. Rows a second are the best of the repetitions; a way
+that is slow is timed on the first rows of those that the others run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from mllm_lit.answers import Answers, answer_nll, answers_of_whole_rows, greedy_answers
+from mllm_lit.backbones import Backbone
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.sample import Sample
+from mllm_lit.evaluation.prefill import SharedCollate, answers_from_shared_pictures, shares_pictures
+from mllm_lit.seed import run_seed
+from mllm_lit.summary import commit
+from mllm_lit.tasks import COCOCaptions, VQAv2, embedded_root
+
+PATCH = 16
+GOALS = {("576 tokens", 1): 1.8, ("576 tokens", 5): 4.0, ("576 tokens", 30): 10.0}
+
+
+def random_model(tokens: int, embedded: Any) -> tuple[Any, Any]:
+    """A model of SmolLM2-135M's shape with so many tokens a picture, and its processor."""
+    side = PATCH * round(tokens**0.5)
+    vision = CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        image_size=side,
+        patch_size=PATCH,
+    )
+    text = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+        pad_token_id=embedded.tokenizer.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=embedded.image_token_id,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(run_seed())
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.pad_token_id = embedded.tokenizer.pad_token_id
+    size = {"height": side, "width": side}
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False),
+        embedded.tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=embedded.chat_template,
+    )
+    return model, processor
+
+
+def asked(rows: Sequence[Sample], each: int, pictures: int, side: int, folder: Path) -> list[Sample]:
+    """So many of the rows on each of so many new pictures."""
+    random = np.random.default_rng(run_seed())
+    refs = []
+    for number in range(pictures):
+        refs.append(folder / f"{side}_{number}.png")
+        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(refs[-1])
+    chosen = islice(cycle(rows), each * pictures)
+    return [replace(row, images=(refs[i // each],)) for i, row in enumerate(chosen)]
+
+
+def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -> Answers:
+    """A row at a time, the pictures encoded in each pass."""
+    found = Answers([], [], [])
+    for row in rows:
+        batch = collate([row])
+        found.texts.extend(greedy_answers(model, collate, batch, new))
+        with torch.no_grad():
+            nll, counts = answer_nll(model, batch)
+        found.nll.extend(nll.tolist())
+        found.tokens.extend(counts.tolist())
+    return found
+
+
+def in_batches(make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int) -> Answers:
+    """Batches of so many rows."""
+    found = Answers([], [], [])
+    for start in range(0, len(rows), size):
+        part = run(make(list(rows[start : start + size])))
+        for all_rows, more in zip(vars(found).values(), vars(part).values(), strict=True):
+            all_rows.extend(more)
+    return found
+
+
+def measure(
+    model: Any, processor: Any, rows: Sequence[Sample], counts: tuple[int, int, int], size: int, new: int, repeat: int
+) -> dict[str, Any]:
+    """Let the three ways take turns on the first so many of the rows each."""
+    collate = Collate(processor, with_prompt=True)
+    if not shares_pictures(model, collate):
+        raise RuntimeError(f"{type(model).__name__} does not share pictures.")
+    shared = SharedCollate(collate)
+    ways: dict[str, Callable[[Sequence[Sample]], Answers]] = {
+        "one by one": lambda rows: one_by_one(model, collate, rows, new),
+        "whole rows": lambda rows: in_batches(
+            collate, lambda batch: answers_of_whole_rows(model, collate, batch, new), rows, size
+        ),
+        "one prefill": lambda rows: in_batches(
+            shared, lambda batch: answers_from_shared_pictures(model, collate, batch, new), rows, size
+        ),
+    }
+    seconds: dict[str, float] = {}
+    answers: dict[str, Answers] = {}
+    for _ in range(repeat):
+        for (name, way), count in zip(ways.items(), counts, strict=True):
+            begin = time.perf_counter()
+            answers[name] = way(rows[:count])
+            taken = (time.perf_counter() - begin) / count
+            seconds[name] = min(taken, seconds.get(name, taken))
+    new_one = answers["one prefill"]
+    off = [
+        abs(mine - other) / other
+        for name in ("one by one", "whole rows")
+        for mine, other in zip(new_one.nll, answers[name].nll, strict=False)
+    ]
+    ties = sum(
+        mine != other
+        for name in ("one by one", "whole rows")
+        for mine, other in zip(new_one.texts, answers[name].texts, strict=False)
+    )
+    per = {name: 1 / value for name, value in seconds.items()}
+    return {
+        "rows per second": per,
+        "over one by one": per["one prefill"] / per["one by one"],
+        "over whole rows": per["one prefill"] / per["whole rows"],
+        "rows": dict(zip(ways, counts, strict=True)),
+        "batch": size,
+        "new tokens": new,
+        "other answers": ties,
+        "largest relative difference of an NLL": max(off),
+    }
