@@ -7,8 +7,8 @@ scripts ask), batches of whole rows with every picture encoded once, and one pre
 runs on its own sets with as many questions a picture as they have, up to 16 new tokens; a random model of 135 M
 parameters (SmolLM2's shape, a vision encoder of four narrow blocks) on questions of the embedded VQAv2 and captions
 of its COCO set, with so many tokens and questions a picture. Random weights end no answer, so as many tokens are
-generated as the true answers of the batch have on average. Rows a second are the best of the repetitions; a way
-that is slow is timed on the first rows of those that the others run.
+generated as the true answers have on average. Times are CPU seconds of one thread (what else the machine does counts
+little), the least of the repetitions; a slow way is timed on the first of the rows that the others run.
 """
 
 import argparse
@@ -39,10 +39,34 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.evaluation.prefill import SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.seed import run_seed
 from mllm_lit.summary import commit
-from mllm_lit.tasks import COCOCaptions, VQAv2, embedded_root
+from mllm_lit.tasks import GQA, COCOCaptions, ScienceQA, VQAv2, embedded_root
 
 PATCH = 16
-GOALS = {("576 tokens", 1): 1.8, ("576 tokens", 5): 4.0, ("576 tokens", 30): 10.0}
+EVALUATED: dict[str, tuple[Any, str]] = {
+    "vqav2": (VQAv2, "val2014"),
+    "gqa": (GQA, "testdev_balanced"),
+    "coco_captions": (COCOCaptions, "val2014"),
+    "scienceqa": (ScienceQA, "test"),
+}
+"""Embedded sets and a split of each."""
+QUESTIONS = {1: "captions", 5: "VQAv2", 30: "VQAv2"}
+"""How many a picture, and of which set: captioning's share, VQAv2's, GQA's."""
+OVER_WHOLE_ROWS = {1: 1.8, 5: 4.0, 30: 10.0}
+"""The aim at 576 tokens a picture, by questions a picture."""
+OVER_ONE_BY_ONE = 10.0
+"""The aim at 135 M."""
+# Tokens and questions a picture: rows for each of the three ways, and the size of a batch.
+SETTINGS: dict[tuple[int, int], tuple[tuple[int, int, int], int]] = {
+    (16, 1): ((8, 32, 32), 32),
+    (16, 5): ((8, 40, 40), 40),
+    (16, 30): ((8, 30, 60), 60),
+    (256, 1): ((3, 8, 16), 16),
+    (256, 5): ((3, 10, 20), 20),
+    (256, 30): ((3, 10, 60), 60),
+    (576, 1): ((2, 4, 8), 8),
+    (576, 5): ((2, 5, 15), 15),
+    (576, 30): ((2, 6, 60), 60),
+}
 
 
 def random_model(tokens: int, embedded: Any) -> tuple[Any, Any]:
@@ -112,7 +136,9 @@ def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -
     return found
 
 
-def in_batches(make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int) -> Answers:
+def in_batches(
+    make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int
+) -> Answers:
     """Batches of so many rows."""
     found = Answers([], [], [])
     for start in range(0, len(rows), size):
@@ -143,9 +169,9 @@ def measure(
     answers: dict[str, Answers] = {}
     for _ in range(repeat):
         for (name, way), count in zip(ways.items(), counts, strict=True):
-            begin = time.perf_counter()
+            begin = time.process_time()
             answers[name] = way(rows[:count])
-            taken = (time.perf_counter() - begin) / count
+            taken = (time.process_time() - begin) / count
             seconds[name] = min(taken, seconds.get(name, taken))
     new_one = answers["one prefill"]
     off = [
@@ -169,3 +195,67 @@ def measure(
         "other answers": ties,
         "largest relative difference of an NLL": max(off),
     }
+
+
+def embedded_rows(name: str, count: int) -> list[Sample]:
+    """The first rows of an embedded set that is not trained on."""
+    task, split = EVALUATED[name]
+    return list(task().rows(embedded_root(name), split))[:count]
+
+
+def average(processor: Any, rows: Sequence[Sample]) -> int:
+    """Tokens of an answer, its end among them."""
+    chat = Collate(processor).format
+    return round(sum(sum(chat.tokens(chat.render(row))[1]) for row in rows) / len(rows))
+
+
+def main() -> None:
+    """Measure all settings and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ.setdefault("PL_GLOBAL_SEED", "42")
+    load = os.getloadavg()
+    loaded = Backbone(dtype="float32").load()
+    report: dict[str, Any] = {"embedded model": {}, "135 M": {}}
+    for name in EVALUATED:
+        rows = embedded_rows(name, 64)
+        found = measure(loaded.model.eval(), loaded.processor, rows, (64, 64, 64), 64, 16, options.repeat)
+        pictures = {row.images for row in rows if row.images}
+        report["embedded model"][name] = found | {
+            "rows a picture": sum(bool(row.images) for row in rows) / len(pictures)
+        }
+    sources = {"captions": embedded_rows("coco_captions", 64), "VQAv2": embedded_rows("vqav2", 64)}
+    with tempfile.TemporaryDirectory() as folder:
+        for (tokens, each), (counts, size) in SETTINGS.items():
+            model, processor = random_model(tokens, loaded.processor)
+            rows = asked(
+                sources[QUESTIONS[each]], each, counts[-1] // each, model.config.vision_config.image_size, Path(folder)
+            )
+            found = measure(model, processor, rows, counts, size, average(processor, rows), options.repeat)
+            aim = {"one by one": OVER_ONE_BY_ONE} | ({"whole rows": OVER_WHOLE_ROWS[each]} if tokens == 576 else {})
+            reached = {over: {"aim": x, "reached": found[f"over {over}"] >= x} for over, x in aim.items()}
+            key = f"{tokens} tokens, {each} a picture"
+            report["135 M"][key] = found | {"questions": QUESTIONS[each], "aims": reached}
+            sys.stderr.write(f"{key}: {json.dumps(report['135 M'][key])}\n")
+    report |= {
+        "repeat": options.repeat,
+        "seed": run_seed(),
+        "dtype": "float32",
+        "load average": {"before": load, "after": os.getloadavg()},
+        "commit": commit(),
+        "device": f"{platform.machine()}, one thread",
+        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    text = json.dumps(report, indent=1)
+    sys.stdout.write(f"{text}\n")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(f"{text}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

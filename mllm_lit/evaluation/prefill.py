@@ -22,8 +22,25 @@ __all__ = ["SharedBatch", "SharedCollate", "answers_from_shared_pictures", "shar
 
 # Methods of peft that change what a layer does to each token by itself, whatever its place.
 PER_TOKEN = frozenset(
-    "ADALORA ADAMSS BOFT BONE BOTTLENECK C3A DELORA FOURIERFT GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR LORA MISS OFT OSF "
-    "PSOFT RANDLORA ROAD SHIRA TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT".split()
+    (
+        "ADALORA",
+        "BOFT",
+        "BOTTLENECK",
+        "FOURIERFT",
+        "HRA",
+        "IA3",
+        "LN_TUNING",
+        "LOHA",
+        "LOKR",
+        "LORA",
+        "MISS",
+        "OFT",
+        "OSF",
+        "RANDLORA",
+        "SHIRA",
+        "VBLORA",
+        "VERA",
+    )
 )
 
 
@@ -79,9 +96,7 @@ def _tells_its_rows(collate: Collate) -> bool:
     assert whole.prompt is not None
     prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*_named(whole.prompt), strict=True)]
     found = [ids[len(ids) - len(prompt) :].tolist() for ids, prompt in zip(shared.prompt, prompts, strict=True)]
-    labels = [
-        [row[row != IGNORE].tolist() for row in batch.labels] for batch in (shared, whole)
-    ]
+    labels = [[row[row != IGNORE].tolist() for row in batch.labels] for batch in (shared, whole)]
     return found == prompts and labels[0] == labels[1]
 
 

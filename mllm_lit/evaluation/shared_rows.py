@@ -212,7 +212,14 @@ class SharedCollate:
             end_mask.append(nn.functional.pad(last, (end - len(last), 0)))
         stacked = [torch.stack(values) for values in (rest, rest_mask, labels)]
         return SharedBatch(
-            samples, prefixes, pictures, torch.tensor(group), *stacked, answer, torch.stack(prompt), torch.stack(end_mask)
+            samples,
+            prefixes,
+            pictures,
+            torch.tensor(group),
+            *stacked,
+            answer,
+            torch.stack(prompt),
+            torch.stack(end_mask),
         )
 
 
