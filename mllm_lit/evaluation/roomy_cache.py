@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values at the beginning of memory with room for more: transformers' own copies all of them each token.
 
     Args:
@@ -16,7 +16,7 @@ class RoomyLayer(DynamicLayer):
     """
 
     def __init__(self, room: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.room = room
         self._memory: list[Tensor] = []
 
@@ -26,7 +26,7 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start, more = self.get_seq_length(), key_states.shape[-2]
         if not self._memory or start + more > self._memory[0].shape[-2]:
-            old = [self.keys, self.values] if start else [part[..., :0, :] for part in (key_states, value_states)]
+            old = self._filled() if start else [part[..., :0, :] for part in (key_states, value_states)]
             self._allocate(old, len(key_states), start + more + self.room)
         for memory, states in zip(self._memory, (key_states, value_states), strict=True):
             memory[..., start : start + more, :] = states
@@ -36,7 +36,10 @@ class RoomyLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the named rows, some of them more than once, and the room behind them."""
         if self.get_seq_length():
-            self._allocate([self.keys, self.values], len(indices), self.get_seq_length() + self.room, indices)
+            self._allocate(self._filled(), len(indices), self.get_seq_length() + self.room, indices)
+
+    def _filled(self) -> list[Tensor]:
+        return [part for part in (self.keys, self.values) if part is not None]
 
     def _allocate(self, old: list[Tensor], rows: int, length: int, chosen: Tensor | None = None) -> None:
         self._memory = [part.new_empty(rows, part.shape[1], length, part.shape[3]) for part in old]

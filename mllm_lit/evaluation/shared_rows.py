@@ -197,30 +197,22 @@ class SharedCollate:
         answer = max(len(part.ids) - part.common for part in parts)
         end = max(len(part.asked) - part.common for part in parts)
         length = prefixes["input_ids"].shape[1] + behind + end
-        rest, rest_mask, labels, prompt, end_mask = ([] for _ in range(5))
+        rows: dict[str, list[Tensor]] = {name: [] for name in ("rest", "rest_mask", "labels", "prompt", "end_mask")}
         for number, part in zip(group, parts, strict=True):
             room = (behind - part.common, answer - len(part.ids) + part.common)
             ids = torch.tensor(part.ids)
-            rest.append(nn.functional.pad(ids, room, value=self._padding))
-            rest_mask.append(nn.functional.pad(torch.ones_like(ids), room))
-            labels.append(nn.functional.pad(torch.where(torch.tensor(part.marked), ids, IGNORE), room, value=IGNORE))
+            rows["rest"].append(nn.functional.pad(ids, room, value=self._padding))
+            rows["rest_mask"].append(nn.functional.pad(torch.ones_like(ids), room))
+            marked = torch.where(torch.tensor(part.marked), ids, IGNORE)
+            rows["labels"].append(nn.functional.pad(marked, room, value=IGNORE))
             head = prefixes["input_ids"][number][prefixes["attention_mask"][number].bool()]
             whole = torch.cat([head, torch.tensor(part.asked)])
             # Not the padding's token: a repetition penalty would count it as said.
-            prompt.append(nn.functional.pad(whole, (length - len(whole), 0), value=int(whole[0])))
+            rows["prompt"].append(nn.functional.pad(whole, (length - len(whole), 0), value=int(whole[0])))
             last = torch.ones(len(part.asked) - part.common, dtype=torch.long)
-            end_mask.append(nn.functional.pad(last, (end - len(last), 0)))
-        stacked = [torch.stack(values) for values in (rest, rest_mask, labels)]
-        return SharedBatch(
-            samples,
-            prefixes,
-            pictures,
-            torch.tensor(group),
-            *stacked,
-            answer,
-            torch.stack(prompt),
-            torch.stack(end_mask),
-        )
+            rows["end_mask"].append(nn.functional.pad(last, (end - len(last), 0)))
+        stacked = {name: torch.stack(values) for name, values in rows.items()}
+        return SharedBatch(samples, prefixes, pictures, torch.tensor(group), answer=answer, **stacked)
 
 
 def _stacked(rows: Sequence[Tensor], padding: int) -> Tensor:

@@ -14,6 +14,7 @@ from mllm_lit.adapters import IA3, Bottleneck, Full, LoRA
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.methods import Peft, Prefix, Prompt
 from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model
+from mllm_lit.backbones import find_layout
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.prompt import FormatError
 from mllm_lit.data.sample import Sample
@@ -41,14 +42,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def sharp(name: str) -> Bed:
     """A bed of its own whose answers depend on all that stands before: small random weights hardly look back."""
     b = build(name)
-    for part in (
-        b.model.model.language_model.layers
-        if hasattr(b.model.model, "language_model")
-        else b.model.model.text_model.layers
-    ):
-        for parameter in part.parameters():
-            if parameter.ndim > 1:
-                parameter.data *= 8
+    blocks = b.model.get_submodule(str(find_layout(b.model).blocks))
+    for parameter in blocks.parameters():
+        if parameter.ndim > 1:
+            parameter.data *= 20
     return b
 
 
@@ -170,6 +167,7 @@ def test_another_prefix_would_be_seen(files: list[Path]) -> None:
     assert batch.group.tolist() == [0, 1, 0, 2, 3, 2, 4, 0, 1]
     batch.group = torch.tensor([3, 1, 0, 2, 3, 2, 4, 0, 1])
     wrong = answers_from_shared_pictures(b.model, collate, batch, NEW)
+    assert wrong.texts[0] != right.texts[0]
     assert abs(wrong.nll[0] - right.nll[0]) / right.nll[0] > 1e-3
     assert wrong.nll[1:] == pytest.approx(right.nll[1:], rel=1e-5)
 
