@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model, token_nll
 from mllm_lit.backbones.family import FAMILIES, family_of
+from mllm_lit.backbones.layout import find_layout
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
@@ -56,7 +57,9 @@ def shares_pictures(net: nn.Module, collate: Collate) -> bool:
     if not known or family_of(model).suffix or not _per_token(net) or not _greedy(model.generation_config):
         return False
     # Padding lies between prefix and question, so a place has to be told by its position alone.
-    rotary = any(name.endswith("rotary_emb") for name, _ in model.named_modules())
+    llm = find_layout(model).llm
+    rotary = any(name.startswith(llm) and name.endswith("rotary_emb") for name, _ in model.named_modules())
+    rotary &= not getattr(model.config.get_text_config(), "alibi", False)
     layers = DynamicCache(config=model.config).layers
     cached = bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
     return rotary and cached and _tells_its_rows(collate)
@@ -80,12 +83,8 @@ def _greedy(config: Any) -> bool:
 
 def _tells_its_rows(collate: Collate) -> bool:
     """Whether rows put together from a prefix and a rest are those of the processor, on two pictures and on text."""
-    blank = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(blank, "PNG")
-    other = io.BytesIO()
-    Image.new("RGB", (48, 96)).save(other, "PNG")
-    refs = [EncodedImage(data.getvalue(), "a blank picture") for data in (blank, other)]
-    shown = [(refs[0],), (refs[0],), tuple(refs), ()]
+    one, other = (_blank(size) for size in ((64, 48), (48, 96)))
+    shown = [(one,), (one,), (one, other), ()]
     asked = ["What is this?", "\n1. a", "which one is\nlarger", "hello"]
     rows = [Sample.single_turn(str(i), text, "a. B", shown[i]) for i, text in enumerate(asked)]
     plain = Collate(collate.processor, with_prompt=True)
@@ -94,14 +93,17 @@ def _tells_its_rows(collate: Collate) -> bool:
     except (AttributeError, KeyError, IndexError, TypeError, ValueError):
         return False
     assert whole.prompt is not None
-    prompts = [ids[mask.bool()].tolist() for ids, mask in zip(*_named(whole.prompt), strict=True)]
+    padded = zip(whole.prompt["input_ids"], whole.prompt["attention_mask"], strict=True)
+    prompts = [ids[mask.bool()].tolist() for ids, mask in padded]
     found = [ids[len(ids) - len(prompt) :].tolist() for ids, prompt in zip(shared.prompt, prompts, strict=True)]
     labels = [[row[row != IGNORE].tolist() for row in batch.labels] for batch in (shared, whole)]
     return found == prompts and labels[0] == labels[1]
 
 
-def _named(inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return inputs["input_ids"], inputs["attention_mask"]
+def _blank(size: tuple[int, int]) -> EncodedImage:
+    data = io.BytesIO()
+    Image.new("RGB", size).save(data, "PNG")
+    return EncodedImage(data.getvalue(), "a blank picture")
 
 
 @torch.no_grad()
