@@ -17,7 +17,7 @@ from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model
 from mllm_lit.backbones import find_layout
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.prompt import FormatError
-from mllm_lit.data.sample import Sample
+from mllm_lit.data.sample import Sample, Turn
 from mllm_lit.evaluation import prefill
 from mllm_lit.evaluation.prefill import SharedCollate, answers_from_shared_pictures, shares_pictures
 from tests.processors.beds import BEDS, Bed, bed, build, loaded
@@ -26,6 +26,10 @@ from tests.processors.test_data_path import SIZES, chat, oracle_labels, own, sam
 SHARING = [name for name in BEDS if name != "paligemma2"]
 NEW = 6
 each_family = pytest.mark.parametrize("name", SHARING)
+QUICK = ("llava", "qwen3_vl", "smolvlm", "gemma3")
+some_quick = pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHARING]
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,7 @@ def test_answers_and_nll_are_those_of_each_row_alone(name: str, files: list[Path
     assert len(set(found.texts)) > 2, "the pictures and questions change nothing"
 
 
-@each_family
+@some_quick
 def test_earlier_turns_have_their_nll_too(name: str, files: list[Path]) -> None:
     b, collate = kept(name), Collate(kept(name).processor, with_prompt=True)
     rows = [chat(files[:1]), sample("what?", "red", files[:1]), chat(files[3:4]), chat()]
@@ -139,14 +143,14 @@ def test_earlier_turns_have_their_nll_too(name: str, files: list[Path]) -> None:
         assert found.nll[i] == pytest.approx(whole.nll[0], rel=1e-5)
 
 
-@each_family
+@some_quick
 def test_a_batch_of_text_alone_and_one_of_pictures_alone(name: str, files: list[Path]) -> None:
     b, rows = kept(name), mixed(files)
     check(b, b.model, [row for row in rows if not row.images])
     check(b, b.model, [row for row in rows if row.images][:2])
 
 
-@each_family
+@some_quick
 def test_nothing_goes_from_one_batch_to_the_next(name: str, files: list[Path]) -> None:
     b, rows = kept(name), mixed(files)
     first = shared(b, b.model, rows)
@@ -156,6 +160,19 @@ def test_nothing_goes_from_one_batch_to_the_next(name: str, files: list[Path]) -
     b.model.generate(**own(b, rows[4].turns[:-1], rows[4].images, ask=True), max_new_tokens=1)
     assert shared(b, b.model, rows) == first
     check(b, b.model, rows[:2])
+
+
+def test_the_same_picture_behind_another_system_prompt_is_another_prefix(files: list[Path]) -> None:
+    b, row = kept("qwen2_vl"), mixed(files)[0]
+    told = [Sample("1", (Turn("system", text), *row.turns), row.images) for text in ("be brief", "answer in verse")]
+    collate, rows = Collate(b.processor, with_prompt=True), [told[0], row, told[1], told[0]]
+    batch = SharedCollate(collate)(rows)
+    assert batch.group.tolist() == [0, 1, 2, 0]
+    found = answers_from_shared_pictures(b.model, collate, batch, NEW)
+    for i, one in enumerate(rows):
+        whole = answers_of_whole_rows(b.model, collate, collate([one]), NEW)
+        assert found.texts[i] == whole.texts[0]
+        assert found.nll[i] == pytest.approx(whole.nll[0], rel=1e-5)
 
 
 def test_another_prefix_would_be_seen(files: list[Path]) -> None:
@@ -193,7 +210,7 @@ ADAPTERS: dict[str, Adapter] = {
 }
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["llava", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen2_vl", "gemma3"))])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_with_adapters(name: str, adapter: str, files: list[Path]) -> None:
     if (name, adapter) == ("gemma3", "vera"):
