@@ -84,10 +84,7 @@ class Collate:
                 were lost on the way.
         """
         rows = [self.format.render(sample) for sample in samples]
-        refs = {ref: sample.origin or sample.id for sample in reversed(samples) for ref in sample.images}
-        decoded = {ref: load_image(ref, where) for ref, where in refs.items()}
-        images = [[decoded[ref] for ref in sample.images] for sample in samples]
-        inputs = self.encode(rows, images)
+        inputs = self.encode(rows, self.load(samples))
         self._check(samples, inputs)
         parts = [self.format.tokens(row) for row in rows]
         labels = torch.full_like(inputs["input_ids"], IGNORE)
@@ -107,6 +104,12 @@ class Collate:
             prompt = self._prompt(inputs, [ids for ids, _ in parts], asked)
         pictures = numbered([ref for sample in samples for ref in sample.images])
         return Batch(inputs, labels, list(samples), int(inputs["attention_mask"].sum()), prompt, pictures)
+
+    def load(self, samples: list[Sample]) -> list[list[Any]]:
+        """The pictures of every row, each decoded once."""
+        refs = {ref: sample.origin or sample.id for sample in reversed(samples) for ref in sample.images}
+        decoded = {ref: load_image(ref, where) for ref, where in refs.items()}
+        return [[decoded[ref] for ref in sample.images] for sample in samples]
 
     def encode(self, rows: list[Rendered], images: list[list[Any]]) -> dict[str, Tensor]:
         """What the processor makes of rows with pictures and of rows without, as one batch."""
