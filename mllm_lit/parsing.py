@@ -3,8 +3,9 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import unwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 import yaml
 from jsonargparse import _common, _typehints, set_parsing_settings
@@ -64,6 +65,21 @@ def keep_null() -> None:
 
     adapt_class_type.keeps_null = True  # type: ignore[attr-defined]
     _typehints.adapt_class_type = adapt_class_type
+
+
+def whole_numbers_first() -> None:
+    """Let ``--trainer.limit_test_batches 1`` be one batch, and not 1.0, which is all of them.
+
+    ``Optional[Union[int, float]]`` is the same object as ``Optional[Union[float, int]]``: whichever some library has
+    asked for first, and the parser takes the first type that fits.
+    """
+    from lightning import Trainer
+
+    annotations = unwrap(Trainer.__init__).__annotations__
+    for name, kind in annotations.items():
+        kinds = get_args(kind)
+        if int in kinds and float in kinds:
+            annotations[name] = Union[(int, float, *(one for one in kinds if one not in (int, float)))]
 
 
 OWN = "mllm_lit"

@@ -291,3 +291,18 @@ def test_only_trusted_modules_are_imported_and_only_for_the_while(tmp_path: Path
         with only_trusted(tmp_path / "a.yaml", {}), pytest.raises(BackboneError, match="not allowed"):
             read_backbone(settings)
         assert type(read_backbone(settings)).__name__ == "Mine", "outside nothing is denied"
+
+
+def test_a_whole_number_stays_one_whatever_was_imported_first() -> None:
+    """1 is a batch, 1.0 all of them; which of int and float the parser tries first, another library may decide."""
+    import subprocess
+
+    code = (
+        "from typing import Optional, Union; Optional[Union[float, int]]\n"
+        "from mllm_lit.cli import build\n"
+        "trainer = build('configs/scienceqa_lora.yaml', ['--trainer.limit_test_batches', '1', '--trainer.limit_val_batches', '1.0',"
+        "'--trainer.val_check_interval', '4', '--trainer.accelerator', 'cpu']).trainer\n"
+        "print(repr((trainer.limit_test_batches, trainer.limit_val_batches, trainer.val_check_interval)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.strip().endswith("(1, 1.0, 4)"), done.stderr

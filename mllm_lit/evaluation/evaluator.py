@@ -18,6 +18,7 @@ from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import UserError, in_range
+from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
 from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest
 from mllm_lit.tensors import fingerprint
@@ -27,6 +28,8 @@ EVAL_TOKENS = 16_384
 
 class Evaluator:
     """Greedy answers to every sample of some sets, their scores, and the NLL of the true answers.
+
+    Questions on one picture come in one batch and, where the model allows it, start from one computation on it.
 
     Works on any Hugging Face image-text-to-text model, with or without an adapter. Of several processes that have
     found each other (``torch.distributed``), each answers a share of the batches, and all get the whole result.
@@ -155,6 +158,7 @@ class Evaluator:
     ) -> Iterator[tuple[list[int], dict[int, Record]]]:
         """This rank's batches: the places of their samples, and their records (none if only to keep in step)."""
         rank, world = ranks()
+        shares = shares_pictures(net, self.collate)
         longest = self.max_new_tokens or one.task.max_new_tokens
         lengths = [length + longest for length in self.measure(one)]
         left = [i for i in range(len(one.samples)) if i not in done]
@@ -167,7 +171,7 @@ class Evaluator:
             repeated = repeated[:limit]
             left = []
             device = next(net.parameters()).device
-            loader = self._loader(one.samples, repeated)
+            loader = self._loader(one.samples, repeated, shares)
             for i, (indices, batch) in enumerate(zip(repeated, loader, strict=True)):
                 try:
                     with context():
@@ -181,15 +185,17 @@ class Evaluator:
                 yield indices, records_of(one, indices, said) if i < len(own) else {}
 
     def _ask(self, net: nn.Module, batch: Any, longest: int, in_step: bool) -> Answers:
-        return answers_of_whole_rows(net, self.collate, batch, longest, in_step)
+        ask = answers_from_shared_pictures if isinstance(batch, SharedBatch) else answers_of_whole_rows
+        return ask(net, self.collate, batch, longest, in_step)
 
     def _halve(self) -> None:
         torch.cuda.empty_cache()
         self.tokens //= 2
         sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self.tokens:,}.\n")
 
-    def _loader(self, samples: Sequence[Sample], batches: list[list[int]]) -> DataLoader[Any]:
-        collate = Collate(self.collate.processor, self.collate.max_length, with_prompt=True)
+    def _loader(self, samples: Sequence[Sample], batches: list[list[int]], shares: bool) -> DataLoader[Any]:
+        whole = Collate(self.collate.processor, self.collate.max_length, with_prompt=True)
+        collate: Any = SharedCollate(whole) if shares else whole
         return DataLoader(
             samples,  # type: ignore[arg-type]
             batch_sampler=batches,

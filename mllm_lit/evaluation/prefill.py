@@ -13,8 +13,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model, token_nll
 from mllm_lit.backbones.family import FAMILIES, family_of
 from mllm_lit.backbones.layout import find_layout
+from mllm_lit.backbones.pictures import encoded_once
 from mllm_lit.data.collate import IGNORE, Collate
-from mllm_lit.data.pictures import encoded_once
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.evaluation.roomy_cache import roomy_cache
 from mllm_lit.evaluation.shared_rows import SharedBatch, SharedCollate

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from mllm_lit.backbones.pictures import numbered
 from mllm_lit.data.collate import IGNORE, Collate, is_text, too_long
-from mllm_lit.data.pictures import numbered
 from mllm_lit.data.prompt import FormatError, Rendered
 from mllm_lit.data.sample import Sample
 
