@@ -296,13 +296,14 @@ def test_only_trusted_modules_are_imported_and_only_for_the_while(tmp_path: Path
 def test_a_whole_number_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 is a batch and 1.0 all of them; another library's imports may put float ahead of int in Lightning's types."""
     from inspect import unwrap
+    from typing import Union
 
     from lightning import Trainer
 
     from mllm_lit.cli import build
 
     for name in ("limit_test_batches", "limit_val_batches", "val_check_interval"):
-        monkeypatch.setitem(unwrap(Trainer.__init__).__annotations__, name, float | int | None)
+        monkeypatch.setitem(unwrap(Trainer.__init__).__annotations__, name, Union[(float, int, None)])
     limits = ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1.0"]
     words = [*limits, "--trainer.val_check_interval", "4", "--trainer.accelerator", "cpu"]
     trainer: Any = build(CONFIGS / "scienceqa_lora.yaml", words).trainer
