@@ -4,6 +4,7 @@ import io
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -293,18 +294,14 @@ def test_only_trusted_modules_are_imported_and_only_for_the_while(tmp_path: Path
         assert type(read_backbone(settings)).__name__ == "Mine", "outside nothing is denied"
 
 
-def test_a_whole_number_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 is a batch and 1.0 all of them; another library's imports may put float ahead of int in Lightning's types."""
-    from inspect import unwrap
-    from typing import Union
-
-    from lightning import Trainer
-
-    from mllm_lit.cli import build
-
-    for name in ("limit_test_batches", "limit_val_batches", "val_check_interval"):
-        monkeypatch.setitem(unwrap(Trainer.__init__).__annotations__, name, Union[(float, int, None)])
-    limits = ["--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1.0"]
-    words = [*limits, "--trainer.val_check_interval", "4", "--trainer.accelerator", "cpu"]
-    trainer: Any = build(CONFIGS / "scienceqa_lora.yaml", words).trainer
-    assert repr((trainer.limit_test_batches, trainer.limit_val_batches, trainer.val_check_interval)) == "(1, 1.0, 4)"
+@pytest.mark.parametrize("first", ["mllm_lit.cli", "mllm_lit.evaluation"])
+def test_a_whole_number_stays_one_whatever_is_imported_first(first: str) -> None:
+    """1 is a batch and 1.0 all of them; imports may put float ahead of int in Lightning's types."""
+    code = (
+        f"import {first}\nfrom mllm_lit.cli import build\n"
+        "words = '--trainer.limit_test_batches 1 --trainer.limit_val_batches 1.0 --trainer.val_check_interval 4'\n"
+        "trainer = build('configs/scienceqa_lora.yaml', [*words.split(), '--trainer.accelerator', 'cpu']).trainer\n"
+        "print(repr((trainer.limit_test_batches, trainer.limit_val_batches, trainer.val_check_interval)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.splitlines()[-1:] == ["(1, 1.0, 4)"], done.stderr
