@@ -143,8 +143,8 @@ class MLLMCLI(LightningCLI):
         if trainer.get("enable_progress_bar") is not False:
             callbacks.append(TQDMProgressBar(refresh_rate=20))
         # Lightning's samplers repeat samples to make ranks even; this package's split them.
-        settings = {**trainer, "logger": logger or False, "use_distributed_sampler": False, **kwargs}
-        built = self._instantiate_trainer(settings | ({"logger": False} if logger is True else {}), callbacks)
+        given = {"logger": False if logger in (None, True) else logger, "use_distributed_sampler": False}
+        built = self._instantiate_trainer({**trainer, **given, **kwargs}, callbacks)
         check_trainer(built)
         return built
 
