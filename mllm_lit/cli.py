@@ -19,7 +19,7 @@ from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
 from mllm_lit.callbacks.summary import SummaryCallback
-from mllm_lit.data.datamodule import MLLMDataModule
+from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import check_files, keep_null, whole_numbers_first

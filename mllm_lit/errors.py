@@ -32,6 +32,10 @@ class SettingError(UserError, ValueError):
     """A setting has a value that cannot be used."""
 
 
+class AdapterError(UserError, ValueError):
+    """An adapter cannot do what was asked of it; the message says why and what to change."""
+
+
 class DiskError(UserError, OSError):
     """A file cannot be written; the message says how much it takes, how much is free, and what is safe."""
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import register_type
 
-from mllm_lit.adapters.base import Adapter, AdapterError, snapshot
+from mllm_lit.adapters.base import Adapter
+from mllm_lit.adapters.copies import snapshot
 from mllm_lit.adapters.files import check_backbone
 from mllm_lit.adapters.merge import identity_with, merge_into
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
-from mllm_lit.errors import SettingError
+from mllm_lit.errors import AdapterError, SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

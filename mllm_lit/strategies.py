@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from mllm_lit.adapters.base import AdapterError, whole
+from mllm_lit.adapters.copies import whole
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.errors import AdapterError
 from mllm_lit.tensors import local, shard_like
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from mllm_lit.adapters import Full, LoRA
 from mllm_lit.answers import answer_nll, greedy_answers
 from mllm_lit.backbones import Backbone, BackboneError
 from mllm_lit.data.collate import IGNORE, Collate
-from mllm_lit.data.datamodule import Source, Sources, VQADataModule
+from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.module import MLLMModule, NonFiniteLoss
 from tests.toy import Toy, ToySource
 

@@ -1,19 +1,10 @@
 """What is trained on a backbone."""
 
-from mllm_lit.adapters.base import Adapter, AdapterError
+from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.bottleneck import Bottleneck
 from mllm_lit.adapters.full import Full
 from mllm_lit.adapters.methods import IA3, Peft, Prefix, Prompt
 from mllm_lit.adapters.peft import LoRA
+from mllm_lit.errors import AdapterError
 
-ADAPTERS: dict[str, type[Adapter]] = {
-    "bottleneck": Bottleneck,
-    "full": Full,
-    "ia3": IA3,
-    "lora": LoRA,
-    "peft": Peft,
-    "prefix": Prefix,
-    "prompt": Prompt,
-}
-
-__all__ = ["ADAPTERS", "IA3", "Adapter", "AdapterError", "Bottleneck", "Full", "LoRA", "Peft", "Prefix", "Prompt"]
+__all__ = ["IA3", "Adapter", "AdapterError", "Bottleneck", "Full", "LoRA", "Peft", "Prefix", "Prompt"]

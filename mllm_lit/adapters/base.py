@@ -1,24 +1,19 @@
 """What is trained: an adapter opens some tensors of a frozen backbone and says how fast each of them learns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.layout import Layout, Role
-from mllm_lit.errors import UserError, in_range
+from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from mllm_lit.backbones.load import LoadedBackbone
 
 ConnectorMode = Literal["frozen", "tuned", "lora"]
-
-
-class AdapterError(UserError, ValueError):
-    """An adapter cannot do what was asked of it; the message says why and what to change."""
 
 
 class Adapter(ABC):
@@ -54,7 +49,6 @@ class Adapter(ABC):
         self.layout: Layout | None = None
         self.opened: frozenset[str] = frozenset()
         self.bare_names: frozenset[str] = frozenset()
-        self._connector_at_attach: dict[str, Tensor] = {}
 
     def attach(self, loaded: "LoadedBackbone") -> "nn.Module":
         """Freeze the backbone, open what this adapter trains in fp32, and return the module to call.
@@ -69,9 +63,6 @@ class Adapter(ABC):
         model.requires_grad_(False)
         parameters = dict(model.named_parameters())
         names = self.opens(model, layout)
-        if self.connector == "tuned":
-            connector = (name for name in names if layout.role_of(name) == "connector")
-            self._connector_at_attach = {name: snapshot(parameters[name]) for name in connector}
         self.layout, self.identity, self.opened = layout, loaded.identity, frozenset(names)
         self.bare_names = frozenset(model.state_dict())
         module = self.wrap(model, layout)
@@ -110,7 +101,7 @@ class Adapter(ABC):
         """Put new modules into the frozen model, if there are any, and return the module to call."""
 
     def parameter_groups(self, model: "nn.Module", layout: Layout) -> list[dict[str, Any]]:
-        """Optimizer groups of everything that requires a gradient, one per role, decay and pace.
+        """Optimizer groups of everything that requires a gradient, one per role, decay and learning rate.
 
         Returns:
             Groups with ``params``, ``lr``, ``weight_decay`` and a unique ``name`` (``llm``, ``connector/no_decay``).
@@ -122,9 +113,9 @@ class Adapter(ABC):
                 continue
             role = layout.role_of(name)
             rate = rates[role]
-            pace, factor = self.pace_of(name)
+            label, factor = self.rate_of(name)
             decays = parameter.ndim > 1
-            key = "/".join([role, *([pace] if pace else []), *([] if decays else ["no_decay"])])
+            key = "/".join([role, *([label] if label else []), *([] if decays else ["no_decay"])])
             group = groups.setdefault(
                 key,
                 {
@@ -137,38 +128,9 @@ class Adapter(ABC):
             group["params"].append(parameter)
         return list(groups.values())
 
-    def pace_of(self, name: str) -> tuple[str, float]:
+    def rate_of(self, name: str) -> tuple[str, float]:
         """A label for parameters that learn at a multiple of their role's rate, and that multiple."""
         return "", 1.0
-
-    @contextmanager
-    def disabled(self, model: "nn.Module", reference: "Mapping[str, Tensor] | None" = None) -> Iterator[None]:
-        """Give the backbone back for a while.
-
-        Args:
-            model: What :meth:`attach` returned.
-            reference: The values at attach of the backbone's own tensors that are trained, by their name in the bare
-                model. The connector's are kept by the adapter and need not be given.
-
-        Raises:
-            AdapterError: A tensor was trained whose value at attach is not known.
-        """
-        before = {**self._connector_at_attach, **(reference or {})}
-        if missing := sorted(self.opened - before.keys()):
-            raise AdapterError(
-                f"{len(missing)} trained tensors, such as {missing[0]!r}, have no value to go back to. "
-                "Pass reference= with the values they had at attach."
-            )
-        opened = self.opened_parameters(model)
-        trained = {name: parameter.data for name, parameter in opened.items()}
-        try:
-            for name, parameter in opened.items():
-                parameter.data = before[name].to(parameter.device, parameter.dtype)
-            with self.without_new_modules(model):
-                yield
-        finally:
-            for name, parameter in opened.items():
-                parameter.data = trained[name]
 
     def without_new_modules(self, model: "nn.Module") -> Any:
         """A context in which the modules that :meth:`wrap` put in have no effect."""
@@ -208,14 +170,3 @@ class Adapter(ABC):
         from mllm_lit.adapters.files import load_adapter
 
         return load_adapter(loaded, Path(folder))
-
-
-def snapshot(tensor: "Tensor") -> "Tensor":
-    """A copy in host memory that later training does not touch; of a tensor without storage, another such."""
-    return tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
-
-
-def whole(tensor: "Tensor") -> "Tensor":
-    """A contiguous copy in host memory; of a sharded tensor, all of it."""
-    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.detach().cpu().contiguous()

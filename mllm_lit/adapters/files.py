@@ -14,11 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mllm_lit import __version__
-from mllm_lit.adapters.base import Adapter, AdapterError, whole
+from mllm_lit.adapters.copies import whole
+from mllm_lit.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mllm_lit.adapters.base import Adapter
     from mllm_lit.backbones.load import LoadedBackbone
 
 CONNECTOR_FILE = "connector.safetensors"
@@ -27,7 +29,7 @@ PEFT_CONFIG = "adapter_config.json"
 INFO_FILE = "mllm_lit.json"
 
 
-def save_adapter(adapter: Adapter, model: "nn.Module", folder: Path, is_main: bool = True) -> None:
+def save_adapter(adapter: "Adapter", model: "nn.Module", folder: Path, is_main: bool = True) -> None:
     """Write everything an adapter trains.
 
     Every rank has to call this where tensors are sharded; only the one with ``is_main`` writes.

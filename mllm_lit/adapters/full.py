@@ -3,11 +3,11 @@
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from mllm_lit.adapters.base import Adapter, AdapterError
+from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.targets import Blocks, chosen_blocks
 from mllm_lit.backbones.layout import Layout
 from mllm_lit.backbones.quantize import refuse_if_quantized
-from mllm_lit.errors import in_range
+from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
     from torch import nn

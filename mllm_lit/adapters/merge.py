@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mllm_lit.adapters.base import Adapter, AdapterError
 from mllm_lit.adapters.files import (
     CONNECTOR_FILE,
     DELTA_FILE,
@@ -18,10 +17,12 @@ from mllm_lit.adapters.files import (
     read_tensors,
 )
 from mllm_lit.backbones.quantize import refuse_if_quantized
+from mllm_lit.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mllm_lit.adapters.base import Adapter
     from mllm_lit.backbones.load import LoadedBackbone
 
 Shapes = dict[str, tuple[int, ...]]
@@ -107,7 +108,7 @@ def identity_with(identity: str, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def go_on_from(adapter: Adapter, module: "nn.Module", folder: Path) -> None:
+def go_on_from(adapter: "Adapter", module: "nn.Module", folder: Path) -> None:
     """Give everything that an attached adapter trains the values that a run has left.
 
     Args:

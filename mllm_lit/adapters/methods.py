@@ -3,11 +3,10 @@
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from mllm_lit.adapters.base import AdapterError
 from mllm_lit.adapters.peft import PeftAdapter
 from mllm_lit.adapters.targets import OUTPUTS, Blocks, Where, block_linears, pattern
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.errors import in_range
+from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig

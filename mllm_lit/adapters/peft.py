@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mllm_lit.adapters.base import Adapter, AdapterError, snapshot, whole
+from mllm_lit.adapters.base import Adapter
+from mllm_lit.adapters.copies import snapshot, whole
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.errors import in_range
+from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -158,8 +159,8 @@ class LoRA(PeftAdapter):
             self._at_attach = {name: snapshot(p) for name, p in trained}
         return wrapped
 
-    def pace_of(self, name: str) -> tuple[str, float]:
-        """LoRA+ lets B learn faster; see :meth:`Adapter.pace_of`."""
+    def rate_of(self, name: str) -> tuple[str, float]:
+        """LoRA+ lets B learn faster; see :meth:`Adapter.rate_of`."""
         if self.lora_plus_ratio is not None and ".lora_B." in name:
             return "lora_b", self.lora_plus_ratio
         return "", 1.0

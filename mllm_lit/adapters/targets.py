@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
-from mllm_lit.adapters.base import AdapterError
 from mllm_lit.backbones.layout import Layout, Role
+from mllm_lit.errors import AdapterError
 
 if TYPE_CHECKING:
     from torch import nn

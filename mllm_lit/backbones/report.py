@@ -32,7 +32,7 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
         trained = sum(p.numel() for p in own if p.requires_grad)
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in own})
         devices = sorted({str(p.device) for p in own})
-        paces = sorted({rates[id(p)] for p in own if id(p) in rates})
+        learning_rates = sorted({rates[id(p)] for p in own if id(p) in rates})
         rows.append(
             [
                 role,
@@ -41,7 +41,7 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
                 f"{100 * trained / total:.3f} %",
                 ", ".join(kinds),
                 f"{sum(p.numel() * p.element_size() for p in held) / 1e6:,.1f} on {', '.join(devices)}",
-                ", ".join(f"{pace:g}" for pace in paces) or "-",
+                ", ".join(f"{rate:g}" for rate in learning_rates) or "-",
             ]
         )
     header = ["role", "parameters", "trained", "share", "dtype", "MB", "learning rate"]

@@ -1,14 +1,14 @@
-"""Rows, prompts, batches, and the data modules that serve them."""
+"""Samples, prompts and batches; the data module that serves them is found here by the name that configurations use."""
 
 from typing import Any
 
-_LIGHTNING = {"MLLMDataModule", "VQADataModule", "CaptioningDataModule", "Source", "Sources"}
+SERVED = {"MLLMDataModule", "VQADataModule", "CaptioningDataModule", "Source", "Sources"}
 
 
 def __getattr__(name: str) -> Any:
-    # The data modules need Lightning; rows, tasks and scorers must be importable without it.
-    if name in _LIGHTNING:
-        from mllm_lit.data import datamodule
+    # Samples, tasks and scorers must be importable without Lightning, which the data module needs.
+    if name in SERVED:
+        from mllm_lit import datamodule
 
         return getattr(datamodule, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

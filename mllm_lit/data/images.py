@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.sample import EncodedImage, ImageRef
-from mllm_lit.tasks.base import DatasetError
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: a file of a few KB can claim a size that does not fit in memory. It is the size at which

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mllm_lit.data.faults import DatasetError, Fault
 from mllm_lit.data.images import ImageError, load_image
 from mllm_lit.data.sample import ImageRef, Sample
-from mllm_lit.tasks.base import DatasetError, Fault
 
 __all__ = ["Fault", "check", "check_images", "check_rows", "image_faults", "read_all", "row_faults"]
 

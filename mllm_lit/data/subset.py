@@ -4,9 +4,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from mllm_lit.data.faults import DatasetError, read_text
 from mllm_lit.data.sample import Sample
-from mllm_lit.tasks.base import DatasetError
-from mllm_lit.tasks.files import read_text
 
 
 def subset(

@@ -14,26 +14,9 @@ from mllm_lit.importance.reference import Reference
 from mllm_lit.importance.sculpt import LoRASculpt
 from mllm_lit.importance.spider import Spider
 
-RULES: dict[str, type[Rule]] = {
-    "none": Rule,
-    "spider": Spider,
-    "magnitude_mask": MagnitudeMask,
-    "random_mask": RandomMask,
-    "half": HalfFineTuning,
-    "gradient_topk": GradientTopK,
-    "child_tuning_f": ChildTuningF,
-    "child_tuning_d": ChildTuningD,
-    "mofo": MoFO,
-    "l2sp": L2SP,
-    "ewc": EWC,
-    "dowser": ModelDowser,
-    "lora_sculpt": LoRASculpt,
-}
-
 __all__ = [
     "EWC",
     "L2SP",
-    "RULES",
     "ChildTuningD",
     "ChildTuningF",
     "GradientTopK",

@@ -10,7 +10,7 @@ from mllm_lit.errors import check_seed, in_range
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import local
 
 

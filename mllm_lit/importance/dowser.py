@@ -13,7 +13,7 @@ from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.fixed_mask import FixedMask
 from mllm_lit.importance.probing import evaluating, self_generated
 from mllm_lit.importance.seeding import generator
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import ShardSums
 
 

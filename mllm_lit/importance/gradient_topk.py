@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mllm_lit.errors import in_range
 from mllm_lit.importance.base import RuleError
 from mllm_lit.importance.fixed_mask import FixedMask
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import sharded_dims
 
 

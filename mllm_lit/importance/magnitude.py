@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from mllm_lit.errors import in_range
 from mllm_lit.importance.fixed_mask import FixedMask
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import local
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mllm_lit.errors import in_range
 from mllm_lit.importance.base import Rule, RuleError
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import local
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mllm_lit.errors import in_range
-from mllm_lit.importance.select import select_top
 from mllm_lit.merging.base import MergeError
 from mllm_lit.merging.ties import TIES
+from mllm_lit.select import select_top
 from mllm_lit.tensors import ShardSums
 
 Gradient = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]

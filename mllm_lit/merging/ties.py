@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mllm_lit.errors import in_range
-from mllm_lit.importance.select import select_top
 from mllm_lit.merging.base import Merge, changes
+from mllm_lit.select import select_top
 from mllm_lit.tensors import ShardSums
 
 

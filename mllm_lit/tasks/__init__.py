@@ -17,22 +17,6 @@ from mllm_lit.tasks.textvqa import TextVQA
 from mllm_lit.tasks.vizwiz import VizWiz
 from mllm_lit.tasks.vqa import OKVQA, VQAv2
 
-TASKS: dict[str, type[Task]] = {
-    "scienceqa": ScienceQA,
-    "iconqa": IconQA,
-    "vizwiz": VizWiz,
-    "okvqa": OKVQA,
-    "ocrvqa": OCRVQA,
-    "vqav2": VQAv2,
-    "textvqa": TextVQA,
-    "gqa": GQA,
-    "flickr30k": Flickr30k,
-    "coco_captions": COCOCaptions,
-    "pope": POPE,
-    "conversations": Conversations,
-    "huggingface": HuggingFace,
-}
-
 EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations")
 """The tasks that ship a small set in their release's format inside this package."""
 
@@ -42,7 +26,6 @@ __all__ = [
     "OCRVQA",
     "OKVQA",
     "POPE",
-    "TASKS",
     "COCOCaptions",
     "Conversations",
     "DatasetError",

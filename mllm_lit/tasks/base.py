@@ -1,58 +1,18 @@
 """What a dataset family has to say for itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, ClassVar
 
+from mllm_lit.data.faults import DatasetError, Fault
 from mllm_lit.data.sample import Sample
-from mllm_lit.errors import UserError
 
 if TYPE_CHECKING:
     from mllm_lit.metrics.base import AnswerMetric
 
-SHOWN_FAULTS = 20
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with one row.
-
-    Attributes:
-        file: The file the row was read from, or the image that cannot be used.
-        row: Its position (a list's index from 0, a mapping's key, a line's number from 1).
-        reason: What was found, and what was expected.
-    """
-
-    file: str
-    row: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.row}: {self.reason}" if self.row else f"{self.file}: {self.reason}"
-
-
-class DatasetError(UserError):
-    """A dataset is missing, incomplete or malformed; the message names the file, the row and the remedy.
-
-    Attributes:
-        faults: Every malformed row that was found, for a report by machine; empty if the fault is not in a row.
-    """
-
-    def __init__(self, message: str, faults: Iterable[Fault] = ()) -> None:
-        super().__init__(message)
-        self.faults: list[Fault] = list(faults)
-
-    @classmethod
-    def of(cls, faults: Sequence[Fault]) -> "DatasetError":
-        """One error for many faults; the first of them are spelled out."""
-        lines = [f"{len(faults)} faulty row{'s' if len(faults) > 1 else ''}:"]
-        lines += [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
-        if len(faults) > SHOWN_FAULTS:
-            lines.append(f"  ... and {len(faults) - SHOWN_FAULTS} more; tools/check_data.py lists them all")
-        return cls("\n".join(lines), faults)
+__all__ = ["DatasetError", "Fault", "Task"]
 
 
 class Task(ABC):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import msgspec
 
-from mllm_lit.tasks.base import DatasetError, Fault
+from mllm_lit.data.faults import DatasetError, Fault, read_text
 
 T = TypeVar("T")
 
@@ -22,28 +22,6 @@ Index = Annotated[int, msgspec.Meta(ge=0)]
 
 class Row(msgspec.Struct, gc=False):
     """What a release says of one row; fields that are not declared are left out."""
-
-
-def read_text(path: Path) -> str:
-    """A file's UTF-8 text.
-
-    Raises:
-        DatasetError: It cannot be opened, is compressed, or is not UTF-8 (the message gives the line).
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    if data[:2] == b"\x1f\x8b":
-        raise DatasetError(f"{path} is compressed (gzip); unpack it: gunzip -S '' or zcat FILE > FILE.json")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DatasetError(
-            f"{path}: line {line}, byte {error.start} is not UTF-8 text (0x{data[error.start]:02x}); "
-            "convert it, for instance with: iconv -f latin1 -t utf-8"
-        ) from error
 
 
 def read_json(path: Path, kind: type[T], text: str | None = None) -> T:

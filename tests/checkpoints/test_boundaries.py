@@ -19,9 +19,9 @@ from mllm_lit.backbones import Backbone
 from mllm_lit.callbacks.checkpoint import TrainableCheckpoint, by_age
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.data import VQADataModule
-from mllm_lit.data.datamodule import Source, Sources
 from mllm_lit.importance import Spider
 from mllm_lit.module import MLLMModule
+from mllm_lit.sources import Source, Sources
 from tests.toy import Toy, ToySource
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mllm_lit.answers import answer_nll
-from mllm_lit.data.datamodule import Source, Sources, VQADataModule
 from mllm_lit.data.sample import Sample
+from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.errors import UserError
 from mllm_lit.module import MLLMModule
 from mllm_lit.tasks import DatasetError

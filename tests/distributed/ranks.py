@@ -17,7 +17,7 @@ from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.callbacks import TrainableCheckpoint
 from mllm_lit.callbacks.forgetting import ForgettingCallback
-from mllm_lit.data.datamodule import Source, Sources, VQADataModule
+from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
 from mllm_lit.strategies import FSDP2Strategy

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mllm_lit.importance.select import select_top
+from mllm_lit.select import select_top
 from mllm_lit.tensors import ShardSums
 
 

@@ -7,6 +7,16 @@ from typing import Any
 
 from PIL import Image
 
+import mllm_lit.tasks
+from mllm_lit.tasks import Task
+
+TASKS: dict[str, type[Task]] = {
+    kind.name: kind
+    for name in mllm_lit.tasks.__all__
+    if isinstance(kind := getattr(mllm_lit.tasks, name), type) and issubclass(kind, Task) and kind is not Task
+}
+"""What the package reads, by name."""
+
 TEN_REDS = ["red"] * 6 + ["dark red"] * 3 + ["pink"]
 
 

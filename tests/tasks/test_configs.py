@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from mllm_lit.cli import build
-from mllm_lit.data.datamodule import MLLMDataModule
 from mllm_lit.data.preflight import read_all
-from mllm_lit.tasks import EMBEDDED, TASKS, DatasetError
+from mllm_lit.datamodule import MLLMDataModule
+from mllm_lit.tasks import EMBEDDED, DatasetError
 from tests.conftest import REPOSITORY
-from tests.tasks.releases import RELEASES
+from tests.tasks.releases import RELEASES, TASKS
 
 pytestmark = pytest.mark.slow
 

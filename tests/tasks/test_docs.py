@@ -5,10 +5,10 @@ from textwrap import dedent
 
 import pytest
 
-from mllm_lit.tasks import TASKS
 from mllm_lit.tasks.iconqa import PROMPTS
 from mllm_lit.tasks.textvqa import WITH_OCR
 from tests.conftest import REPOSITORY
+from tests.tasks.releases import TASKS
 
 TEXT = (REPOSITORY / "docs" / "tasks.md").read_text(encoding="utf-8")
 PROSE = " ".join(TEXT.split())

@@ -15,7 +15,6 @@ from mllm_lit.tasks import (
     OCRVQA,
     OKVQA,
     POPE,
-    TASKS,
     COCOCaptions,
     Conversations,
     DatasetError,
@@ -28,7 +27,7 @@ from mllm_lit.tasks import (
     VQAv2,
     embedded_root,
 )
-from tests.tasks.releases import RELEASES, TEN_REDS, picture, write
+from tests.tasks.releases import RELEASES, TASKS, TEN_REDS, picture, write
 
 
 @dataclass

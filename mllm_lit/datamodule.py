@@ -10,73 +10,20 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate
+from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.preflight import check_images, check_rows
-from mllm_lit.data.replay import replayed
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.sampler import TrainBatchSampler
 from mllm_lit.data.subset import read_ids, subset
 from mllm_lit.errors import SettingError, UserError, check_seed, in_range
 from mllm_lit.evaluation.evaluator import EVAL_TOKENS, Evaluator
 from mllm_lit.evaluation.sets import EvaluationSet
+from mllm_lit.replay import replayed
 from mllm_lit.seed import run_seed
-from mllm_lit.tasks import EMBEDDED, embedded_root
-from mllm_lit.tasks.base import DatasetError, Task
-
-
-class Source:
-    """A dataset whose score before and after fine-tuning tells what was forgotten.
-
-    Args:
-        task: How it is read, asked and scored.
-        root: Folder of the official release; ``None`` takes the data embedded in the package.
-        split: The split that is scored, as its publisher names it; ``None`` takes the task's test split.
-        max_samples: Score a random subset of this many rows, drawn with the run's seed; ``None`` for all.
-    """
-
-    def __init__(
-        self, task: Task, root: Path | str | None = None, split: str | None = None, max_samples: int | None = None
-    ) -> None:
-        self.task, self._root = task, root
-        self.max_samples = in_range(f"max_samples of the source {task.name}", max_samples, 1)
-        self.split = split or task.split_names["test"]
-
-    @property
-    def root(self) -> Path:
-        """Where the set is read from; refused here, when it is first read, if it does not exist."""
-        return resolve_root(self.task, self._root)
-
-    @property
-    def kept(self) -> Path | None:
-        """Where sizes of its pictures are kept; what is embedded in the package is measured anew."""
-        return None if self._root is None else self.root
-
-
-class Sources:
-    """The held-out sources of a run, by name.
-
-    Args:
-        sets: Name to source, in the order in which they are reported.
-    """
-
-    def __init__(self, sets: dict[str, Source]) -> None:
-        self.sets = sets
-
-
-def resolve_root(task: Task, root: Path | str | None) -> Path:
-    """The folder to read a task from; a missing one is refused with the layout expected there."""
-    if root is None and task.name in EMBEDDED:
-        return embedded_root(task.name)
-    path = None if root is None else Path(root).expanduser()
-    if path is None or not path.is_dir():
-        tried = "no root is set" if path is None else f"there is no folder {str(path)!r} (tried {path.absolute()})"
-        raise DatasetError(
-            f"{task.name}: {tried}. Expected in it:\n{task.expected_tree}\nPublished at {task.published_at}. Set "
-            "data.root (or the source's root) to where it was unpacked; without a root, the data embedded in the "
-            f"package is read, which there is for {', '.join(EMBEDDED)}."
-        )
-    return path
+from mllm_lit.sources import Source, Sources, resolve_root
+from mllm_lit.tasks.base import Task
 
 
 class MLLMDataModule(L.LightningDataModule):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.sample import Sample
 from mllm_lit.data.subset import subset
-from mllm_lit.tasks.base import DatasetError
 
 if TYPE_CHECKING:
-    from mllm_lit.data.datamodule import Source
+    from mllm_lit.sources import Source
 
 
 def replayed(sources: "Mapping[str, Source]", share: float, target_rows: int, seed: int) -> dict[str, list[Sample]]:
