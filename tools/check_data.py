@@ -1,4 +1,4 @@
-"""Check every row and decode every image of a configuration's data: python tools/check_data.py --config configs/X.yaml.
+"""Check every sample and decode every image of some data: python tools/check_data.py --config configs/X.yaml.
 
 Takes what tools/fit.py takes, and ``--faults FILE`` for the list as JSON. Exits with 1 if there is a fault.
 """

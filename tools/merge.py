@@ -4,7 +4,7 @@
     python tools/merge.py --method dare --options '{drop: 0.8}' RUN --out MERGED   # also writes a model folder
     python tools/merge.py --method adapter RUN --out MERGED                        # the adapter merged, nothing else
 
-Writes RUN/merges/METHOD/merge.json and the predictions beside it. Words that are not listed below override the run's
+Writes RUN/merges/METHOD/merge.json and the predictions beside it. Options that are not listed below override the run's
 own settings, such as ``--trainer.devices 8`` or ``--data.max_eval_samples 200``.
 """
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--method", required=True, choices=["adapter", *MERGES])
     parser.add_argument("--options", default="{}", help="the merge's arguments, as YAML")
     parser.add_argument(
-        "--rows", type=int, default=128, help="train rows for model_tailor, and for grafting with steps"
+        "--rows", type=int, default=128, help="training samples for model_tailor, and for grafting with steps"
     )
     parser.add_argument("--out", type=Path, help="write the merged weights there, as a Hugging Face folder")
     parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
