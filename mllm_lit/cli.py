@@ -94,7 +94,7 @@ class MLLMCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """Find the run directory and checkpoint of ``--ckpt_path last``; refuse a checkpoint that does not fit."""
+        """Find the run directory and checkpoint of ``--ckpt_path last``."""
         config, given = self.config, self.config.ckpt_path
         self.experiment = config.experiment or experiment_name(config.config)
         self.continues = False
@@ -111,14 +111,15 @@ class MLLMCLI(LightningCLI):
                 raise CheckpointError(f"--ckpt_path last: there is no checkpoint in {where}. Give the path of one.")
             print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
             config.ckpt_path = found and str(found)
-        if config.ckpt_path and not Path(config.ckpt_path).is_dir():  # DeepSpeed writes folders
-            if self.command == "fit":
-                check_resumable(Path(config.ckpt_path), self._settings(), explicit(self.words))
-            else:
-                read(Path(config.ckpt_path))
 
     def instantiate_classes(self) -> None:
-        """Make them, with words for a value that a class refuses."""
+        """Make them, with words for a value that a class refuses, or for a checkpoint that does not fit."""
+        path = self.config.ckpt_path
+        if path and not Path(path).is_dir():  # DeepSpeed writes folders
+            if self.command == "fit":
+                check_resumable(Path(path), self._settings(), explicit(self.words))
+            else:
+                read(Path(path))
         with from_settings():
             super().instantiate_classes()
 
