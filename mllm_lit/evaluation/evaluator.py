@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mllm_lit.answers import Answers, answers_of_whole_rows
+from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
@@ -20,7 +20,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.errors import UserError, in_range
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
-from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest
+from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest, seen
 from mllm_lit.tensors import fingerprint
 
 EVAL_TOKENS = 16_384
@@ -84,8 +84,7 @@ class Evaluator:
             ImageError: A picture cannot be read.
         """
         rank, world = ranks()
-        weights = "" if folder is None else fingerprint(dict(net.named_parameters()))
-        files: list[RecordFile | None] = []
+        files = self._files(net, folder, context, limit)
         found: list[dict[int, Record]] = []
         shown = sum(len(one.samples) for one in self.sets)
         with (
@@ -99,10 +98,7 @@ class Evaluator:
                 mininterval=0.1 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
-            for one in self.sets:
-                identity = digest([weights, one.digest(self.max_new_tokens, limit)])
-                file = None if folder is None else RecordFile(folder, one.name, identity, rank)
-                files.append(file)
+            for one, file in zip(self.sets, files, strict=True):
                 bar.set_description(f"{phase} · {one.name}")
                 done = gathered({} if file is None else file.read())
                 mine = {i: record for i, record in done.items() if i % world == rank}
@@ -120,17 +116,33 @@ class Evaluator:
         result = Result(phase, {}, {})
         for one, file, records in zip(self.sets, files, found, strict=True):
             places = sorted(records)
-            told = [records[i] for i in places]
-            result.records[one.name] = told
-            result.scores[one.name] = scores_of(one, [one.samples[i] for i in places], told)
+            said = [records[i] for i in places]
+            result.records[one.name] = said
+            result.scores[one.name] = scores_of(one, [one.samples[i] for i in places], said)
             if file is not None and rank == 0:
-                file.finish(told)
+                file.finish(said)
         if world > 1:
             dist.barrier()
         for file in files:
             if file is not None:
                 file.drop_partial()
         return result
+
+    def _files(
+        self, net: nn.Module, folder: Path | None, context: Callable[[], Any], limit: int | None
+    ) -> list[RecordFile | None]:
+        """Where the records of each set go, known by all that answers and scores depend on."""
+        if folder is None:
+            return [None] * len(self.sets)
+        kind = next(net.parameters()).device.type
+        with context():
+            mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        model = [fingerprint(dict(net.named_parameters())), str(mixed), repr(bare_model(net).generation_config)]
+        files: list[RecordFile | None] = []
+        for one in self.sets:
+            asked = digest([one.digest(self.max_new_tokens, limit), *seen(self.collate, one.samples[0])])
+            files.append(RecordFile(folder, one.name, digest([*model, asked]), ranks()[0]))
+        return files
 
     def headlines(self) -> dict[str, str]:
         """Set -> name of the score that a table shows, the target first."""

@@ -13,11 +13,9 @@ from typing import Any
 import lightning as L
 
 import mllm_lit
-from mllm_lit.data.collate import Collate
-from mllm_lit.data.sample import Sample
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.evaluator import Evaluator
-from mllm_lit.evaluation.sets import Result, digest
+from mllm_lit.evaluation.sets import Result, digest, seen
 
 
 class ScoresKept:
@@ -66,12 +64,11 @@ def facts(trainer: L.Trainer, module: Any, evaluator: Evaluator) -> dict[str, An
     """All that the scores before training depend on."""
     settings = {name: repr(value) for name, value in vars(module.backbone).items() if name != "path"}
     packages = ("torch", "lightning", "transformers", "peft")
-    collate = Collate(evaluator.collate.processor, evaluator.collate.max_length, with_prompt=True)
     limit = trainer.limit_test_batches
     return {
         "backbone": [module.loaded.identity, module.start_identity, settings, digest(dtypes(module))],
         "sets": {one.name: one.digest(evaluator.max_new_tokens, limit) for one in evaluator.sets},
-        "first samples": digest(part for one in evaluator.sets for part in seen(collate, one.samples[0])),
+        "first samples": digest(part for one in evaluator.sets for part in seen(evaluator.collate, one.samples[0])),
         "tokens": evaluator.tokens,
         "run": [str(trainer.precision), module.device.type],
         "versions": {name: version(name) for name in packages},
@@ -84,14 +81,6 @@ def dtypes(module: Any) -> Iterator[str]:
     layout = module.adapter.attached_layout()
     named = sorted((layout.base_name(name), str(parameter.dtype)) for name, parameter in module.net.named_parameters())
     return (f"{name} {dtype}" for name, dtype in named if name in module.adapter.bare_names)
-
-
-def seen(collate: Collate, sample: Sample) -> Iterator[bytes]:
-    """The tensors that a model is given of a sample."""
-    batch = collate([sample])
-    for name, tensor in sorted({**(batch.prompt or {}), **batch.inputs}.items()):
-        yield name.encode()
-        yield tensor.numpy().tobytes()
 
 
 def code(objects: Iterable[object]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.tasks.base import Task
 
@@ -106,3 +107,11 @@ def told(samples: Iterable[Sample], moved: bool = False) -> Iterator[str]:
                 pictures.append((*where, state.st_size))
         meta = sorted(sample.meta.items())
         yield repr((sample.id, sample.turns, sample.references, sample.choices, meta, pictures))
+
+
+def seen(collate: Collate, sample: Sample) -> Iterator[bytes]:
+    """The tensors that a model is given of a sample, with its answer and without."""
+    batch = Collate(collate.processor, collate.max_length, with_prompt=True)([sample])
+    for name, tensor in sorted({**(batch.prompt or {}), **batch.inputs}.items()):
+        yield name.encode()
+        yield tensor.numpy().tobytes()

@@ -1,6 +1,7 @@
 """Whole sets asked and scored by any model: batches by tokens, gone on with after a kill, whatever the batches."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,25 @@ def test_only_answers_of_the_same_weights_and_samples_are_taken(
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+    stopped(loaded, tmp_path)
+    seen.clear()
+    half: Any = partial(torch.autocast, "cpu", torch.bfloat16)
+    evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False, context=half)
+    assert sum(seen) == 14
+    stopped(loaded, tmp_path)
+    monkeypatch.setattr(loaded.model.generation_config, "repetition_penalty", 1.5)
+    seen.clear()
+    evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False)
+    assert sum(seen) == 14
+    monkeypatch.undo()
+    seen = asked(monkeypatch)
+    stopped(loaded, tmp_path)
+    monkeypatch.setattr(loaded.processor.image_processor, "image_mean", [0.1, 0.2, 0.3])
+    seen.clear()
+    evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False)
+    assert sum(seen) == 14
+    monkeypatch.undo()
+    seen = asked(monkeypatch)
     stopped(loaded, tmp_path)
     other = evaluator(loaded, tmp_path)
     other.sets[0].samples = other.sets[0].samples[:6]
