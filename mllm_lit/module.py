@@ -95,6 +95,8 @@ class MLLMModule(L.LightningModule):
         """Names the answers of ``trainer.test``."""
         self._in_step = self._hidden = False
         self._replays = False
+        self.moved = False
+        """Whether a step was made since the model was built: then what trains no longer is the backbone's."""
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -135,8 +137,8 @@ class MLLMModule(L.LightningModule):
 
     @property
     def starts_from_adapter(self) -> bool:
-        """Whether the model before training is the backbone with an adapter that another run has trained."""
-        return self.start.kept is not None
+        """Whether the model before training is the backbone with an adapter that has been trained already."""
+        return self.start.kept is not None or self.moved
 
     @property
     def collate(self) -> Collate:
@@ -216,6 +218,7 @@ class MLLMModule(L.LightningModule):
         device: the loss must be known to be finite before it moves a weight.
         """
         window, self._window = self._window, []
+        self.moved = True
         sums = torch.stack([row for row, _ in window])
         total = sums.sum(0)
         if self.trainer.world_size > 1:
@@ -391,6 +394,13 @@ def check_trainer(trainer: L.Trainer) -> None:
             f"smaller than their rounding are lost. Set it to {str(trainer.precision).replace('true', 'mixed')}; the "
             "frozen weights are in 16 bits by model.backbone.dtype."
         )
+    for name in ("limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, float) and 0 < limit < 1:
+            raise SettingError(
+                f"trainer.{name} is {limit}: an evaluation takes all batches (1.0), none (0) or a whole number. "
+                "For a part of each set give data.val_samples, data.max_eval_samples or a source's max_samples."
+            )
     in_range("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1)
     in_range("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
 

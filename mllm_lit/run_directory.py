@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 from mllm_lit.errors import UserError
 
@@ -68,9 +69,13 @@ class RunDirectory(L.Callback):
         self._trained = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind a start that failed."""
+        """Leave nothing behind a start that failed, unless it has answers that can be gone on from."""
         if isinstance(exception, Exception) and self._made and not self._trained and self.path is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+            if not any(self.path.glob("predictions/*/*")):
+                shutil.rmtree(self.path, ignore_errors=True)
+            elif trainer.is_global_zero:
+                go_on = f"--version {self.path.name} --ckpt_path last"
+                rank_zero_info(f"The answers so far are kept in {self.path}. Go on with: {go_on}")
 
 
 def write_ids(sampled: Mapping[str, Sequence[str]], folder: Path) -> None:

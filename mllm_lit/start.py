@@ -130,6 +130,8 @@ def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None
     Raises:
         SettingError: A run is missing, is not finished, or starts from itself.
     """
+    if run is None and how == "merge" and of is None:
+        raise SettingError("model.start is merge, but model.start_from names no run. Give it, or leave both out.")
     chain = [] if of is None else [of.absolute()]
     hows: dict[Path, How] = {}
     seed = None

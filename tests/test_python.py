@@ -10,12 +10,14 @@ import pytest
 import torch
 import yaml
 
-from mllm_lit.adapters import Full
+from mllm_lit.adapters import Full, LoRA
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.callbacks import ForgettingCallback
 from mllm_lit.cli import build
 from mllm_lit.data import Source, Sources, VQADataModule
+from mllm_lit.errors import SettingError
+from mllm_lit.evaluation import Evaluator
 from mllm_lit.importance import Spider
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.module import MLLMModule
@@ -116,3 +118,45 @@ def test_build_makes_the_run_of_the_command_line(config: Path, tmp_path: Path, m
     assert {key: first[key] for key in ("model", "data", "trainer")} == {
         key: second[key] for key in ("model", "data", "trainer")
     }
+
+
+def test_a_module_that_has_been_trained_starts_from_what_it_is(tmp_path: Path, tiny_folder: Path) -> None:
+    """Trained twice in one process, as in a sequence: before the second time stands what the first has left."""
+    model = MLLMModule(Backbone(str(tiny_folder)), LoRA(rank=4, lr=1e-2, connector_lr=1e-2))
+    scores = []
+    for number in range(2):
+        forgetting = ForgettingCallback(keep=tmp_path / "kept")
+        trainer = L.Trainer(
+            accelerator="cpu", max_steps=3, default_root_dir=tmp_path / str(number), logger=False,
+            enable_checkpointing=False, callbacks=[forgetting],
+        )  # fmt: skip
+        trainer.fit(model, data(tmp_path))
+        scores.append((forgetting.before, forgetting.after))
+    (first, after), (second, _) = scores
+    assert after is not None
+    assert second == after
+    assert first != after
+
+
+def test_answers_of_a_start_that_failed_are_kept(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = Evaluator._ask
+    batches = 0
+
+    def fail(self: Evaluator, net: Any, batch: Any, *args: Any) -> Any:
+        nonlocal batches
+        batches += 1
+        if batches == 3:
+            raise SettingError("a picture is broken")
+        return ask(self, net, batch, *args)
+
+    monkeypatch.setattr(Evaluator, "_ask", fail)
+    words = ["--config", str(config), "--trainer.max_steps", "1", "--data.eval_tokens", "1"]
+    with pytest.raises(SettingError, match="broken"):
+        run(monkeypatch, *words)
+    folder = tmp_path / "logs" / "toy_run" / "version_0"
+    assert (folder / "predictions/before/toy.rank0.partial").read_text().count("\n") == 3
+    run(monkeypatch, *words, "--version", "version_0", "--ckpt_path", "last")
+    assert batches == 3 + 12 + 14, "two answers are taken"
+    assert (folder / "summary.json").is_file()

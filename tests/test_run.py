@@ -224,7 +224,7 @@ def test_a_run_and_a_backbone_are_scored_by_the_tool(
     import runpy
 
     def score(*words: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words, "--trainer.accelerator", "cpu"])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
         runpy.run_path(str(REPOSITORY / "tools" / "evaluate.py"), run_name="__main__")
         scores: dict[str, Any] = json.loads((tmp_path / "scored" / "scores.json").read_text())
         return scores

@@ -2,9 +2,9 @@
 
     python tools/evaluate.py --run RUN --sources configs/sources/hallucination.yaml
     python tools/evaluate.py --backbone configs/backbones/llava15_7b.yaml --data configs/tasks/gqa.yaml --data.root DIR
-    torchrun --nproc_per_node 8 tools/evaluate.py --run RUN
+    torchrun --nproc_per_node 8 -- tools/evaluate.py --run RUN
 
-Target and sources are those of the run, or of --data; further options are those of tools/fit.py, such as
+Target and sources are those of the run, or of --data; further options are those under --data of tools/fit.py, such as
 --data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same command again goes on with
 an evaluation that was killed. OUT/scores.json holds the scores.
 """
@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_lit.errors import plain_errors, writing
+from mllm_lit.errors import SettingError, plain_errors, writing
 
+DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = {"class_path": "mllm_lit.data.MLLMDataModule", "init_args": {"task": "mllm_lit.tasks.ScienceQA"}}
 
 
@@ -31,13 +32,17 @@ def main() -> None:
     parser.add_argument("--sources", help="a file of configs/sources; default: those of the data")
     parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or logs/evaluation/BACKBONE")
     parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the backbone's")
+    parser.add_argument("--start_from", type=Path, help="where the run that --run started from is now, if it was moved")
     options, rest = parser.parse_known_args()
-    name = Path(options.backbone or "").stem
+    other = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
+    if other:
+        raise SettingError(f"{other[0]} is no option here; those of tools/fit.py that are begin with --data.")
+    name = (options.backbone or "").strip("/").removesuffix(".yaml").replace("/", "--")
     out = options.out or (options.run / "evaluation" if options.run else Path("logs") / "evaluation" / name)
     given = {"--data": options.data, "--data.sources": options.sources}
     words = [word for option, value in given.items() if value is not None for word in (option, value)]
-    result = evaluate(options.run, options.backbone, out, [*words, *rest], options.trust, options.dtype)
+    result = evaluate(options, out, [*words, *rest])
     if os.environ.get("RANK", "0") == "0":
         text = json.dumps(result.scores, indent=1) + "\n"
         with writing(out / "scores.json", len(text)):
@@ -47,10 +52,8 @@ def main() -> None:
         print(f"Written: {out}")
 
 
-def evaluate(
-    run: Path | None, backbone: str | None, out: Path, words: Sequence[str], trust: Sequence[str], dtype: str | None
-) -> Any:
-    """Score a run, or a backbone, on the test sets of the data that some options describe."""
+def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> Any:
+    """Score a run as it was scored, or a backbone, on the test sets of the data that some options describe."""
     import torch
     import torch.distributed as dist
 
@@ -58,31 +61,41 @@ def evaluate(
     from mllm_lit.cli import build
     from mllm_lit.data.collate import Collate
     from mllm_lit.evaluation import Evaluator
-    from mllm_lit.inference import load_tuned
+    from mllm_lit.inference.run import load_tuned, read_backbone
     from mllm_lit.parsing import only_trusted
     from mllm_lit.start import run_config
 
+    run: Path | None = options.run
     if run is None:
+        longest = read_backbone(options.backbone).max_length
         settings: dict[str, Any] = {
             "model": {"backbone": "mllm_lit.backbones.Backbone", "adapter": "mllm_lit.adapters.LoRA"},
             "data": DEFAULT,
+            "trainer": {},
         }
     else:
         stored = run_config(run)
+        longest = stored["model"]["backbone"].get("init_args", {}).get("max_length")
         settings = {key: stored[key] for key in ("seed_everything", "model", "data")}
-    with only_trusted((run or out) / "config.yaml", settings, trust):
-        _, module, data = build(settings, [*words, "--trainer.logger", "false"])
+        settings["trainer"] = {"precision": stored["trainer"]["precision"]}
+        if options.start_from is not None:
+            settings["model"]["start_from"] = str(options.start_from)
+    with only_trusted((run or out) / "config.yaml", settings, options.trust):
+        trainer, module, data = build(settings, [*words, "--trainer.logger", "false"])
     data.setup("test")
-    tuned = load_tuned(backbone or "", run, trust, dtype=dtype)
+    dtype = options.dtype
+    if run is not None and stored["model"]["backbone"].get("init_args", {}).get("dtype", "auto") == "auto":
+        # As the run has it: fp32 unless it computes in bf16.
+        dtype = dtype or ("float32" if "bf16" not in str(trainer.precision) else None)
+    tuned = load_tuned(options.backbone or "", run, options.trust, options.start_from, dtype=dtype)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         tuned.module.to("cuda")
-    limit = module.backbone.max_length or context(tuned.loaded)
-    collate = Collate(tuned.loaded.processor, limit)
+    collate = Collate(tuned.loaded.processor, longest or context(tuned.loaded))
     evaluator = Evaluator(data.sets["test"], collate, data.eval_tokens, module.max_new_tokens, data.num_workers)
-    return evaluator.run(tuned.module, "test", folder=out)
+    return evaluator.run(tuned.module, "test", folder=out, context=trainer.precision_plugin.forward_context)
 
 
 if __name__ == "__main__":

@@ -168,13 +168,21 @@ class TrainableCheckpoint(Checkpoint):
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.folder = (run_directory(trainer) or Path(trainer.default_root_dir)) / FOLDER
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen for signals while the backbone is scored."""
+        self._stop = False
+        self._listen()
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen for signals; Lightning's own handler would end the run between two micro-batches of a step."""
         self._step = self._saved = trainer.global_step
         self._final = int(min(trainer.estimated_stepping_batches, 2**62))
-        self._stop = trainer.received_sigterm
+        self._stop = self._stop or trainer.received_sigterm
         if trainer.is_global_zero:
             self._repair_last()
+        self._listen()
+
+    def _listen(self) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in STOPS:
                 signal.signal(number, self._on_signal)
@@ -193,7 +201,7 @@ class TrainableCheckpoint(Checkpoint):
     def _on_interrupt(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self._stop = True
-        rank_zero_info("Stopping after this optimizer step; Ctrl-C again ends the run at once.")
+        rank_zero_info("Stopping after this step or batch; Ctrl-C again ends the run at once.")
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Save if it is time, and leave if it is asked for."""

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from mllm_lit.errors import SettingError
 from mllm_lit.evaluation.evaluator import Evaluator
 from mllm_lit.evaluation.kept import ScoresKept
 from mllm_lit.evaluation.sets import Result, Scores
@@ -60,6 +61,13 @@ class ForgettingCallback(L.Callback):
         assert isinstance(pl_module, MLLMModule)
         if stage == "fit":
             pl_module.on_checkpoint = partial(self._compare, trainer, pl_module)
+            if trainer.limit_test_batches == 0:
+                raise SettingError(
+                    "trainer.limit_test_batches is 0, so nothing could be scored before and after training. Leave it "
+                    "out, or score less by data.max_eval_samples and the sources' max_samples."
+                )
+            if self.kept is not None and trainer.is_global_zero:
+                self.kept.check()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the backbone, and make up for a validation that an interruption has cost."""
@@ -126,8 +134,9 @@ class ForgettingCallback(L.Callback):
     def _backbone(self, trainer: L.Trainer, module: MLLMModule, evaluator: Evaluator) -> Result:
         folder = run_directory(trainer)
         place = None
-        # What an adapter does to the backbone's own weights, the name of a place does not tell.
-        if self.kept is not None and folder is not None and not getattr(module.adapter, "mutates", False):
+        # What an adapter or earlier training did to the backbone's own weights, the name of a place does not tell.
+        changed = getattr(module.adapter, "mutates", False) or module.moved
+        if self.kept is not None and folder is not None and not changed:
             place, predictions = self.kept.place(trainer, module, evaluator), folder / "predictions" / "before"
             if trainer.strategy.broadcast(place.is_dir()):
                 rank_zero_info(f"Scores before training: those kept in {place}")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mllm_lit.data.collate import Collate
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.sample import Sample
-from mllm_lit.errors import UserError, in_range
+from mllm_lit.errors import in_range
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
 from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest, seen
@@ -53,6 +54,8 @@ class Evaluator:
         self.sets, self.collate = list(sets), collate
         self.tokens = in_range("data.eval_tokens", tokens, 1)
         self.max_new_tokens, self.workers = max_new_tokens, workers
+        self._budget = self.tokens
+        """What this rank's memory has been found to take."""
 
     def run(
         self,
@@ -100,10 +103,10 @@ class Evaluator:
         ):
             for one, file in zip(self.sets, files, strict=True):
                 bar.set_description(f"{phase} · {one.name}")
-                done = gathered({} if file is None else file.read())
+                done = merged([{} if file is None else file.read()])[0]
                 mine = {i: record for i, record in done.items() if i % world == rank}
                 if file is not None:
-                    file.start(mine)
+                    file.start(mine)  # behind the exchange: until then others read it
                 bar.update(len(done))
                 for indices, records in self._answer(net, one, set(done), context, in_step, limit):
                     mine |= records
@@ -113,6 +116,9 @@ class Evaluator:
                     after_batch()
                 found.append(mine)
         found = merged(found)
+        for one, records in zip(self.sets, found, strict=True):
+            if limit is None and len(records) != len(one.samples):
+                raise RuntimeError(f"{one.name}: {len(records)} of {len(one.samples)} samples were answered.")
         result = Result(phase, {}, {})
         for one, file, records in zip(self.sets, files, found, strict=True):
             places = sorted(records)
@@ -120,12 +126,7 @@ class Evaluator:
             result.records[one.name] = said
             result.scores[one.name] = scores_of(one, [one.samples[i] for i in places], said)
             if file is not None and rank == 0:
-                file.finish(said)
-        if world > 1:
-            dist.barrier()
-        for file in files:
-            if file is not None:
-                file.drop_partial()
+                file.finish(said, places)
         return result
 
     def _files(
@@ -137,7 +138,9 @@ class Evaluator:
         kind = next(net.parameters()).device.type
         with context():
             mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        model = [fingerprint(dict(net.named_parameters())), str(mixed), repr(bare_model(net).generation_config)]
+        named, bare = dict(net.named_parameters()), bare_model(net)
+        model = [fingerprint(named), repr([p.dtype for p in named.values()]), str(mixed), repr(bare.generation_config)]
+        model += [str(bare.config._attn_implementation), *(version(name) for name in ("torch", "transformers"))]
         files: list[RecordFile | None] = []
         for one in self.sets:
             asked = digest([one.digest(self.max_new_tokens, limit), *seen(self.collate, one.samples[0])])
@@ -156,11 +159,11 @@ class Evaluator:
             if rank == 0:
                 try:
                     told = [row_lengths(one.samples, self.collate, PictureSizes(one.folder))]
-                except UserError as error:
-                    told = [error]
+                except Exception as error:
+                    told = [error]  # raised on every rank
             if world > 1:
                 dist.broadcast_object_list(told)
-            if isinstance(told[0], UserError):
+            if isinstance(told[0], Exception):
                 raise told[0]
             one.lengths = told[0]
         return one.lengths
@@ -173,28 +176,32 @@ class Evaluator:
         shares = shares_pictures(net, self.collate)
         longest = self.max_new_tokens or one.task.max_new_tokens
         lengths = [length + longest for length in self.measure(one)]
-        left = [i for i in range(len(one.samples)) if i not in done]
-        while left:
-            most = -(-len(left) // world)
-            batches = batches_of(one.samples, lengths, left, self.tokens, most)
-            own = batches[rank::world]
-            steps = -(-len(batches) // world)
-            repeated = own + (steps - len(own)) * batches[-1:] if in_step else own
-            repeated = repeated[:limit]
-            left = []
-            device = next(net.parameters()).device
-            loader = self._loader(one.samples, repeated, shares)
-            for i, (indices, batch) in enumerate(zip(repeated, loader, strict=True)):
+        every = range(len(one.samples))
+        # All samples are dealt out, whatever is done already, so that all ranks and a later start deal alike.
+        batches = batches_of(one.samples, lengths, every, self.tokens, -(-len(every) // world))
+        dealt = [[[i for i in batch if i not in done] for batch in batches[r::world][:limit]] for r in range(world)]
+        dealt = [[batch for batch in share if batch] for share in dealt]
+        own, steps = dealt[rank], max(map(len, dealt))
+        spare = next((share[:1] for share in dealt if share), [])
+        device = next(net.parameters()).device
+        while own or (in_step and steps):
+            if self._budget < self.tokens:
+                own = batches_of(one.samples, lengths, [i for batch in own for i in batch], self._budget, len(every))
+            repeated = own + (steps - len(own)) * spare if in_step else own
+            left: list[list[int]] = []
+            for number, batch in enumerate(self._loader(one.samples, repeated, shares)):
+                places = repeated[number]
                 try:
                     with context():
                         said = self._ask(net, batch.to(device), longest, in_step)
                 except torch.cuda.OutOfMemoryError:
-                    if in_step or len(indices) == 1:
+                    if in_step or len(places) == 1:
                         raise
                     self._halve()
-                    left = [index for rest in own[i:] for index in rest]
+                    left = own[number:]
                     break
-                yield indices, records_of(one, indices, said) if i < len(own) else {}
+                yield places, records_of(one, places, said) if number < len(own) else {}
+            own, steps = left, 0
 
     def _ask(self, net: nn.Module, batch: Any, longest: int, in_step: bool) -> Answers:
         ask = answers_from_shared_pictures if isinstance(batch, SharedBatch) else answers_of_whole_rows
@@ -202,8 +209,8 @@ class Evaluator:
 
     def _halve(self) -> None:
         torch.cuda.empty_cache()
-        self.tokens //= 2
-        sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self.tokens:,}.\n")
+        self._budget = min(self._budget, self.tokens) // 2
+        sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self._budget:,}.\n")
 
     def _loader(self, samples: Sequence[Sample], batches: list[list[int]], shares: bool) -> DataLoader[Any]:
         whole = Collate(self.collate.processor, self.collate.max_length, with_prompt=True)
@@ -303,11 +310,6 @@ def ranks() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def gathered(mine: dict[int, Record]) -> dict[int, Record]:
-    """The records of all ranks."""
-    return merged([mine])[0]
 
 
 def merged(mine: list[dict[int, Record]]) -> list[dict[int, Record]]:

@@ -31,6 +31,19 @@ class ScoresKept:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def check(self) -> None:
+        """Find out whether something can be kept, before it was computed.
+
+        Raises:
+            DiskError: The folder cannot be written to.
+        """
+        with writing(self.folder, None, "Nothing was computed yet. Choose another --keep_before, or leave it out."):
+            there = self.folder.is_dir()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.folder).close()
+            if not there:
+                self.folder.rmdir()
+
     def place(self, trainer: L.Trainer, module: Any, evaluator: Evaluator) -> Path:
         """The folder of this backbone on this data; the same on every rank."""
         return self.folder / digest([json.dumps(facts(trainer, module, evaluator), sort_keys=True)])[:16]

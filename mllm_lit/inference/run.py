@@ -41,6 +41,8 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
 
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         backbone = Backbone(source)
+    elif isinstance(source, str) and not Path(source).is_file():
+        raise BackboneError(f"There is no file {source} (tried {Path(source).absolute()}), expected one of a backbone.")
     else:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Backbone, "backbone", required=True)

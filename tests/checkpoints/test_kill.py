@@ -170,7 +170,7 @@ def test_an_evaluation_before_training_that_a_signal_ends_is_gone_on_with(tiny_f
     begun.write_text(begun.read_text().replace('"prediction": "', '"prediction": "kept '))
     run = Run(config, *one_by_one, *LAST)
     assert run.end() == 0, run.log.read_text()
-    (whole,) = (folder / "predictions" / "before").iterdir()
+    (whole,) = (folder / "predictions" / "before").glob("[!.]*")
     lines = whole.read_text().splitlines()
     assert [json.loads(line)["prediction"].startswith("kept ") for line in lines].count(True) == 1
     assert len(lines) == 2

@@ -1,6 +1,8 @@
 """Whole sets asked and scored by any model: batches by tokens, gone on with after a kill, whatever the batches."""
 
 import json
+import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,11 @@ def evaluator(loaded: LoadedBackbone, folder: Path, tokens: int = 16_384) -> Eva
     return Evaluator(sets(folder), Collate(loaded.processor), tokens)
 
 
+def left_in(folder: Path) -> list[str]:
+    """What a user sees there."""
+    return sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
 def same(one: Result, other: Result) -> None:
     """Scores and answers alike; the NLL up to the order of sums, which batches change."""
     assert one.records.keys() == other.records.keys()
@@ -61,7 +68,7 @@ def test_a_result_is_that_of_one_sample_at_a_time(loaded: LoadedBackbone, tmp_pa
             assert record["prediction"] == text.strip()
         lines = (tmp_path / "out" / f"{one.name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in lines] == result.records[one.name]
-    assert len(list((tmp_path / "out").iterdir())) == len(result.records)
+    assert left_in(tmp_path / "out") == ["toy.jsonl", "toy_source.jsonl"]
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 200])
@@ -99,7 +106,7 @@ def test_a_killed_evaluation_is_gone_on_with(loaded: LoadedBackbone, tmp_path: P
             newest.write_bytes(content[: max(content.index(b"\n") + 1, len(content) - cut)])
     assert result is not None
     same(result, whole)
-    assert sorted(file.name for file in folder.iterdir()) == ["toy.jsonl", "toy_source.jsonl"]
+    assert left_in(folder) == ["toy.jsonl", "toy_source.jsonl"]
 
 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -119,6 +126,7 @@ def stopped(loaded: LoadedBackbone, tmp_path: Path) -> None:
     def kill() -> None:
         raise Killed
 
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with pytest.raises(Killed):
         evaluator(loaded, tmp_path, 1).run(loaded.model, folder=tmp_path / "out", progress=False, after_batch=kill)
 
@@ -129,8 +137,11 @@ def test_only_answers_of_the_same_weights_and_samples_are_taken(
     seen = asked(monkeypatch)
     stopped(loaded, tmp_path)
     seen.clear()
-    evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False)
+    first = evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False)
     assert sum(seen) == 13, "one answer is taken"
+    again = evaluator(loaded, tmp_path).run(loaded.model, folder=tmp_path / "out", progress=False)
+    assert sum(seen) == 13, "a finished evaluation is not repeated"
+    assert again == first
     stopped(loaded, tmp_path)
     weight = next(loaded.model.parameters())
     kept = weight.detach().clone()
@@ -184,8 +195,8 @@ def test_out_of_memory_halves_the_budget_and_loses_nothing(
     monkeypatch.setattr(evaluation.Evaluator, "_ask", small)
     made = evaluator(loaded, tmp_path, tokens=800)
     same(made.run(loaded.model, progress=False), whole)
-    assert made.tokens < 800
-    assert f"going on with data.eval_tokens {made.tokens:,}" in capsys.readouterr().err
+    assert made._budget < 800
+    assert f"going on with data.eval_tokens {made._budget:,}" in capsys.readouterr().err
 
     def none(self: Any, *args: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
@@ -227,3 +238,58 @@ def test_modes_of_the_modules_are_given_back(loaded: LoadedBackbone, tmp_path: P
         assert not loaded.model.model.vision_tower.training
     finally:
         loaded.model.eval()
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_all_samples_whatever_one_of_them_runs_out_of(
+    loaded: LoadedBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, limit: int | None
+) -> None:
+    """What is done is dealt out as if it were not, and a rank short of memory goes on with its own share."""
+    made = evaluator(loaded, tmp_path, tokens=200)
+    (one, _) = made.sets
+    made.measure(one)
+    answer = evaluation.Evaluator._ask
+    calls = 0
+
+    def full(self: Any, net: Any, batch: Any, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and len(batch.samples) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return answer(self, net, batch, *args)
+
+    monkeypatch.setattr(evaluation.Evaluator, "_ask", full)
+
+    def answered(done: set[int]) -> list[int]:
+        places: list[int] = []
+        for rank in range(world):
+            monkeypatch.setattr(evaluation, "ranks", lambda rank=rank: (rank, world))
+            made._budget = made.tokens
+            for _, records in made._answer(loaded.model, one, done, nullcontext, False, limit):
+                places += records
+        return places
+
+    every = answered(set())
+    assert len(every) == len(set(every))
+    assert limit is not None or sorted(every) == list(range(7))
+    done = set(every[::2])
+    assert sorted(answered(done)) == sorted(set(every) - done)
+
+
+def test_damaged_lines_and_fewer_ranks(loaded: LoadedBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers of ranks that are no more are taken; a line that cannot be read costs itself alone."""
+    whole = evaluator(loaded, tmp_path).run(loaded.model, progress=False)
+    stopped(loaded, tmp_path)
+    folder = tmp_path / "out"
+    (first,) = folder.glob("*.partial")
+    identity, line = first.read_text().splitlines()
+    place, record = json.loads(line)
+    others = [i for i in range(7) if i != place]
+    first.write_text(f"{identity}\ngarbage\n{line}\n[1\n")
+    more = "".join(json.dumps([i, whole.records["toy"][i]]) + "\n" for i in others[:3])
+    (folder / "toy.rank5.partial").write_text(f"{identity}\n{more}")
+    seen = asked(monkeypatch)
+    same(evaluator(loaded, tmp_path).run(loaded.model, folder=folder, progress=False), whole)
+    assert sum(seen) == 14 - 4
+    assert left_in(folder) == ["toy.jsonl", "toy_source.jsonl"]
