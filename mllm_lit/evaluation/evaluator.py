@@ -21,10 +21,10 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.errors import in_range
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
-from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, digest, seen
+from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, seen
 from mllm_lit.tensors import fingerprint
 
-EVAL_TOKENS = 16_384
+EVAL_TOKENS = 8_192
 
 
 class Evaluator:
@@ -107,6 +107,11 @@ class Evaluator:
                 mine = {i: record for i, record in done.items() if i % world == rank}
                 if file is not None:
                     file.start(mine)  # behind the exchange: until then others read it
+                if done and rank == 0:
+                    told = (
+                        f"{phase}, {one.name}: {len(done)} of {len(one.samples)} answers are there already, in {folder}"
+                    )
+                    bar.write(told, sys.stderr)
                 bar.update(len(done))
                 for indices, records in self._answer(net, one, set(done), context, in_step, limit):
                     mine |= records
@@ -141,6 +146,7 @@ class Evaluator:
         named, bare = dict(net.named_parameters()), bare_model(net)
         model = [fingerprint(named), repr([p.dtype for p in named.values()]), str(mixed), repr(bare.generation_config)]
         model += [str(bare.config._attn_implementation), *(version(name) for name in ("torch", "transformers"))]
+        model.append(digest(code(one.task for one in self.sets)))
         files: list[RecordFile | None] = []
         for one in self.sets:
             asked = digest([one.digest(self.max_new_tokens, limit), *seen(self.collate, one.samples[0])])

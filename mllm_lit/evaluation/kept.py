@@ -1,21 +1,19 @@
 """Keeps what an untrained backbone scored, so that further runs on the same data need not score it again."""
 
-import inspect
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-import mllm_lit
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.evaluator import Evaluator
-from mllm_lit.evaluation.sets import Result, digest, seen
+from mllm_lit.evaluation.sets import Result, code, digest, seen
 
 
 class ScoresKept:
@@ -94,9 +92,3 @@ def dtypes(module: Any) -> Iterator[str]:
     layout = module.adapter.attached_layout()
     named = sorted((layout.base_name(name), str(parameter.dtype)) for name, parameter in module.net.named_parameters())
     return (f"{name} {dtype}" for name, dtype in named if name in module.adapter.bare_names)
-
-
-def code(objects: Iterable[object]) -> Iterator[bytes]:
-    """The source files of this package and of the classes of some objects."""
-    files = {*Path(mllm_lit.__file__).parent.rglob("*.py"), *(Path(inspect.getfile(type(thing))) for thing in objects)}
-    return (file.read_bytes() for file in sorted(files))

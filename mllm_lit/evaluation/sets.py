@@ -1,11 +1,13 @@
 """What is evaluated, and what comes out of it."""
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
+import mllm_lit
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.tasks.base import Task
@@ -115,3 +117,9 @@ def seen(collate: Collate, sample: Sample) -> Iterator[bytes]:
     for name, tensor in sorted({**(batch.prompt or {}), **batch.inputs}.items()):
         yield name.encode()
         yield tensor.numpy().tobytes()
+
+
+def code(objects: Iterable[object]) -> Iterator[bytes]:
+    """The source files of this package and of the classes of some objects."""
+    files = {*Path(mllm_lit.__file__).parent.rglob("*.py"), *(Path(inspect.getfile(type(thing))) for thing in objects)}
+    return (file.read_bytes() for file in sorted(files))

@@ -66,6 +66,7 @@ def fit(
     folder: Path, root: Path, cache: VisionCache | None, adapter: Adapter | None = None, rows: Any = None
 ) -> tuple[MLLMModule, list[float], list[int]]:
     """Two epochs between two evaluations: module, losses, and how many pictures each call of the encoder got."""
+    shutil.rmtree(root / "predictions", ignore_errors=True)  # or the answers of the fit before would serve
     adapter = adapter or LoRA(rank=4, alpha=8, dropout=0.1, lr=1e-2, connector_lr=1e-3)
     module = MLLMModule(Backbone(str(folder), dtype="float32"), adapter, vision_cache=cache)
     module.configure_model()
