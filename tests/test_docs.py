@@ -41,3 +41,27 @@ def test_the_readme_states_the_measured_tradeoffs() -> None:
     at_5e_4 = scores("main", "full")["A_S"][0]
     assert f"forgets far more (A^S {at_5e_4:.1f})" in " ".join(text.split())
     assert scores("scienceqa", "spider")["A_S"][0] > at_5e_4
+
+
+def test_the_readme_shows_the_table_of_the_main_job() -> None:
+    """As the first command printed it, but for trailing spaces."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from mllm_lit.summary import table
+
+    summary = json.loads((REPOSITORY / "benchmarks" / "results" / "main_job.json").read_text(encoding="utf-8"))
+    out = StringIO()
+    Console(file=out, width=80).print(table(summary))
+    shown = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip() in shown
+
+
+def test_the_docs_show_what_was_measured_of_evaluation() -> None:
+    text = (REPOSITORY / "docs" / "tasks.md").read_text(encoding="utf-8")
+    results = json.loads((REPOSITORY / "benchmarks" / "results" / "evaluation.json").read_text(encoding="utf-8"))
+    for tokens in (16, 256, 576):
+        cells = [results["135 M"][f"{tokens} tokens, {each} a picture"] for each in (1, 5, 30)]
+        row = " | ".join(f"{cell['over whole rows']:.1f} / {cell['over one by one']:.1f}" for cell in cells)
+        assert f"| {tokens} | {row} |" in text
