@@ -173,19 +173,19 @@ class Built(NamedTuple):
     data: MLLMDataModule
 
 
-def build(config: Path | str | Mapping[str, Any], words: Sequence[str] = ()) -> Built:
+def build(config: Path | str | Mapping[str, Any] | None, words: Sequence[str] = ()) -> Built:
     """Trainer, module and data module of a configuration; nothing is loaded, read or written yet.
 
     Args:
-        config: A YAML file of ``configs/``, or what it would hold.
-        words: Further words of the command line, such as ``["--trainer.max_steps", "10"]``.
+        config: A YAML file of ``configs/``, or what it would hold; ``None`` if ``words`` say all.
+        words: Options of the command line, such as ``["--trainer.max_steps", "10"]``.
 
     Raises:
         SettingError: A setting cannot be used.
     """
-    given = config if isinstance(config, (str, Path)) else yaml.safe_dump(dict(config))
+    given = yaml.safe_dump(dict(config)) if isinstance(config, Mapping) else config
     quiet()
-    cli = MLLMCLI(["--config", str(given), *words])
+    cli = MLLMCLI([*words] if given is None else ["--config", str(given), *words])
     return Built(cli.trainer, cli.model, cli.datamodule)
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from mllm_lit.cli import MLLMCLI, quiet
+from mllm_lit.cli import build
 from mllm_lit.data.preflight import check, read_all
 from mllm_lit.errors import in_range, plain_errors
 
@@ -23,8 +23,7 @@ def main() -> int:
     in_range("--workers", options.workers, 1)
     if options.faults is not None:
         options.faults.open("a").close()  # refused now, not after all was read
-    quiet()
-    datasets, faults = read_all(MLLMCLI(rest).datamodule.readers())
+    datasets, faults = read_all(build(None, rest).data.readers())
     faults += check(datasets, options.workers)
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     if options.faults is not None:
