@@ -8,7 +8,7 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing", "run_directory"),
+    ("errors", "seed", "tensors", "select", "plots", "parsing"),
     ("backbones",),
     ("data",),
     ("metrics",),
@@ -16,7 +16,7 @@ FLOORS = (
     ("adapters", "answers"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("inference", "sources"),
+    ("inference", "sources", "run_directory"),
     ("replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from mllm_lit.callbacks.kept import ScoresKept
+from mllm_lit.callbacks.trajectory import draw_trajectory
 from mllm_lit.errors import SettingError
 from mllm_lit.evaluation.evaluator import Evaluator
-from mllm_lit.evaluation.kept import ScoresKept
 from mllm_lit.evaluation.sets import Result, Scores
-from mllm_lit.evaluation.trajectory import draw_trajectory
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 

@@ -246,16 +246,16 @@ def test_ranks_share_all_samples_whatever_one_of_them_runs_out_of(
     loaded: LoadedBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int, limit: int | None
 ) -> None:
     """What is done is dealt out as if it were not, and a rank short of memory goes on with its own share."""
-    made = evaluator(loaded, tmp_path, tokens=200)
-    (one, _) = made.sets
-    made.measure(one)
+    (one, _) = sets(tmp_path)
+    made = evaluator(loaded, tmp_path)
+    # Two samples a batch, so that a rank has more than one.
+    made.tokens = 2 * (max(made.measure(one)) + one.task.max_new_tokens)
     answer = evaluation.Evaluator._ask
-    calls = 0
+    short: list[int] = []
 
     def full(self: Any, net: Any, batch: Any, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 2 and len(batch.samples) > 1:
+        if not short and len(batch.samples) > 1:
+            short.append(len(batch.samples))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return answer(self, net, batch, *args)
 
@@ -271,6 +271,7 @@ def test_ranks_share_all_samples_whatever_one_of_them_runs_out_of(
         return places
 
     every = answered(set())
+    assert short == [2], "the first rank's first batch is too large once"
     assert len(every) == len(set(every))
     assert limit is not None or sorted(every) == list(range(7))
     done = set(every[::2])

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
-from mllm_lit.evaluation.trajectory import trajectory
+from mllm_lit.callbacks.trajectory import trajectory
 from mllm_lit.importance import EWC, L2SP, LoRASculpt, MagnitudeMask, ModelDowser, RuleError, Spider
 from mllm_lit.importance.callback import refuse_strategy, wanted_rows
 from mllm_lit.importance.log import combined
