@@ -1,16 +1,20 @@
 """What a multimodal LLM says of a batch: how likely the true answers are, and the answers it gives itself."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mllm_lit.backbones.family import family_of
+from mllm_lit.backbones.layout import bare_model
 from mllm_lit.backbones.pictures import encoded_once
+from mllm_lit.backbones.pictures.shared import in_front
 from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.errors import SettingError
+from mllm_lit.packed_rows import packed_inputs
 
 
 @dataclass
@@ -28,19 +32,14 @@ class Answers:
     tokens: list[int]
 
 
-def bare_model(net: nn.Module) -> Any:
-    """The Hugging Face model under peft's wrapper, if there is one."""
-    return net.get_base_model() if hasattr(net, "get_base_model") else net  # type: ignore[operator]
-
-
 def answer_nll(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the answers, in nats.
 
-    Logits are computed from the first answer token on: padding is on the left, so answers end together.
+    Logits are computed where an answer's token is predicted, and nowhere else.
 
     Args:
         net: A Hugging Face image-text-to-text model, with or without an adapter.
-        batch: Of whole rows, on the model's device.
+        batch: On the model's device.
 
     Returns:
         Sum of the NLL over each row's answer tokens, (B,), and the number of those tokens, (B,).
@@ -48,32 +47,81 @@ def answer_nll(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Raises:
         SettingError: The vision encoder's features do not fit the image tokens of the text.
     """
-    counts = (batch.labels != IGNORE).sum(1)
-    span = int((batch.labels != IGNORE).any(0).flip(0).nonzero().max()) + 1
-    targets = batch.labels[:, -span:]
-    nll = token_nll(_logits(net, batch, keep=span + 1)[:, :-1], targets)
-    return nll.sum(1), counts
+    nll, labelled = _labelled_nll(net, batch), batch.labelled
+    return nll.new_zeros(len(labelled.counts)).index_add(0, labelled.rows, nll), labelled.counts
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """NLL of each token in nats, fp32, 0 where the target is ``IGNORE``.
 
     Args:
-        logits: (B, T, V).
-        targets: (B, T).
+        logits: (..., V).
+        targets: (...).
     """
-    flat = logits.flatten(0, 1).float()
+    flat = logits.flatten(0, -2).float()
     return nn.functional.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE, reduction="none").view_as(targets)
 
 
-def _logits(net: nn.Module, batch: Batch, keep: int) -> Tensor:
+HELD_LOGITS = 2**25
+"""So many logits are held at once, 128 MiB in fp32; those of more tokens are computed part by part, and again in the
+backward pass."""
+
+
+def _labelled_nll(net: nn.Module, batch: Batch) -> Tensor:
+    """NLL of each labelled token, (N,)."""
+    model, labelled = bare_model(net), batch.labelled
+    vocabulary = model.config.get_text_config().vocab_size
+    at_once = max(1, HELD_LOGITS // vocabulary)
+    if len(labelled.ids) > at_once:
+        given, nll = _head_replaced(net, batch, lambda head, hidden: _nll_in_parts(head, hidden, labelled.ids, at_once))
+        if given is nll:
+            return nll.flatten()
+        # The model does something to its logits (a cap, a scale), so it has to be given all of them.
+    logits, _ = _head_replaced(net, batch, lambda head, hidden: head(hidden))
+    return token_nll(logits[0], labelled.ids)
+
+
+def _nll_in_parts(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, at_once: int) -> Tensor:
+    """NLL of tokens from the hidden states that predict them, (1, N, d) -> (1, N, 1), without all logits at once."""
+
+    def nll(states: Tensor, targets: Tensor) -> Tensor:
+        return token_nll(head(states), targets)
+
+    parts = zip(torch.split(hidden[0], at_once), torch.split(ids, at_once), strict=True)
+    return torch.cat([checkpoint(nll, *part, use_reentrant=False) for part in parts])[None, :, None]
+
+
+def _head_replaced(
+    net: nn.Module, batch: Batch, instead: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A forward pass whose head sees the labelled positions alone.
+
+    Args:
+        net: The model.
+        batch: Its inputs.
+        instead: Is called with the head and the hidden states of these positions, (1, N, d).
+
+    Returns:
+        What the model returns as its logits, and what ``instead`` has returned.
+    """
     inputs, model = dict(batch.inputs), bare_model(net)
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if batch.packing is not None:
+        inputs |= packed_inputs(model, batch)
+    elif "position_ids" in inspect.signature(model.forward).parameters:
         positions = family_of(model).position_ids(inputs["attention_mask"])
         inputs |= {} if positions is None else {"position_ids": positions}
+    length = batch.labels.shape[1]
+    given: list[Tensor] = []
+
+    def labelled_only(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        # Virtual tokens may lie ahead.
+        given.append(instead(head, hidden[:, -length:].flatten(0, 1)[None, batch.labelled.places]))
+        return given[0]
+
+    give_back = in_front(model.get_output_embeddings(), "forward", labelled_only)
     try:
         with encoded_once(model, batch.pictures):
-            logits: Tensor = net(**inputs, logits_to_keep=keep, use_cache=False).logits
+            logits: Tensor = net(**inputs, use_cache=False).logits
     except ValueError as error:
         if "image" not in str(error).lower():
             raise
@@ -84,7 +132,9 @@ def _logits(net: nn.Module, batch: Batch, keep: int) -> Tensor:
             "from the same folder, or set the processor's patch_size, num_additional_image_tokens and "
             "vision_feature_select_strategy to the vision encoder's."
         ) from error
-    return logits[:, -keep:]
+    finally:
+        give_back()
+    return logits, given[0]
 
 
 def greedy_answers(

@@ -13,7 +13,7 @@ FLOORS = (
     ("data",),
     ("metrics",),
     ("tasks",),
-    ("adapters", "answers"),
+    ("adapters", "answers", "packed_rows"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
     ("inference", "sources", "run_directory"),

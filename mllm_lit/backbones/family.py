@@ -23,6 +23,7 @@ class Family:
         fixed_pictures: Whether every picture becomes the same tokens, whatever its size.
         spatial_positions: Whether the model derives positions over time and space from the inputs itself.
         first_position: Position of a row's first token.
+        pictures_see_ahead: Whether a picture's tokens see those of the same picture that come later.
         suffix: Whether the processor has no chat format and takes an answer as ``suffix``: one question and one
             answer, at least one picture, and attention in both directions over picture and question (PaliGemma).
     """
@@ -33,6 +34,7 @@ class Family:
     fixed_pictures: bool = False
     spatial_positions: bool = False
     first_position: int = 0
+    pictures_see_ahead: bool = False
     suffix: bool = False
 
     def position_ids(self, attention_mask: "Tensor") -> "Tensor | None":
@@ -56,7 +58,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(("qwen3_vl", "qwen3_vl_moe"), ("Qwen3VLProcessor",), spatial_positions=True),
     Family(("internvl",), ("InternVLProcessor",), features_by_picture=True),
-    Family(("gemma3",), ("Gemma3Processor",), features_by_picture=True),
+    Family(("gemma3",), ("Gemma3Processor",), features_by_picture=True, pictures_see_ahead=True),
     Family(
         ("paligemma",),
         ("PaliGemmaProcessor",),

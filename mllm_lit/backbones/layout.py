@@ -5,7 +5,7 @@ Everything else asks a :class:`Layout` and never which architecture it is dealin
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mllm_lit.errors import UserError
 
@@ -129,6 +129,11 @@ class Layout:
                 if (name == prefix or name.startswith(f"{prefix}.")) and len(prefix) > length:
                     best, length = role, len(prefix)
         return best
+
+
+def bare_model(net: "nn.Module") -> Any:
+    """The Hugging Face model under peft's wrapper, if there is one."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net  # type: ignore[operator]
 
 
 def find_layout(model: "nn.Module", given: Mapping[str, str | list[str]] | None = None) -> Layout:

@@ -1,8 +1,8 @@
 """Samples -> one padded batch, with labels on the answer's tokens only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,73 @@ IGNORE = -100
 
 
 @dataclass
-class Batch:
-    """What a step takes in.
+class _OnDevice:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """Copy to a device."""
+        moved = {one.name: getattr(self, one.name).to(device, non_blocking=non_blocking) for one in fields(self)}
+        return replace(self, **moved)
+
+
+@dataclass
+class Labelled(_OnDevice):
+    """The N tokens of a batch that the loss is taken on, found on the host: a device is not waited for.
 
     Attributes:
-        inputs: Keyword arguments of the model: ``input_ids`` and ``attention_mask`` of shape (B, T), pixels, ...
-        labels: (B, T); the answer's token ids where the loss is taken, else ``IGNORE``. Padding is on the left, so
-            the labels of all rows end together.
+        places: (N,); where the position ahead of each is in the flattened inputs.
+        ids: (N,); the tokens.
+        rows: (N,); numbers of the rows that they belong to.
+        counts: (B,); how many each row has.
+    """
+
+    places: Tensor
+    ids: Tensor
+    rows: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, rows: Tensor, count: int) -> "Labelled":
+        """Find them.
+
+        Args:
+            labels: (S, T), ``IGNORE`` in the first column.
+            rows: (S, T); number of the row that each position belongs to.
+            count: Of the rows.
+        """
+        line, place = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        owners = rows[line, place + 1]
+        return cls(line * labels.shape[1] + place, labels[line, place + 1], owners, owners.bincount(minlength=count))
+
+
+@dataclass
+class Packing(_OnDevice):
+    """How rows lie in sequences: which positions belong to what, (S, T) each.
+
+    Attributes:
+        start: Place in the sequence of the first token of the prefix that a position is in or behind; of padding, its
+            own place.
+        row: Number of the row that a position belongs to; -1 in a prefix, which all rows behind it see.
+        skipped: How many tokens of other rows lie between the prefix and a position.
+    """
+
+    start: Tensor
+    row: Tensor
+    skipped: Tensor
+
+
+@dataclass
+class Batch:
+    """What a step takes in: a sequence a row, or, with ``packing``, sequences of rows that do not see each other.
+
+    Attributes:
+        inputs: Keyword arguments of the model: ``input_ids`` and ``attention_mask`` of shape (S, T), pixels, ...
+        labels: (S, T); the answer's token ids where the loss is taken, else ``IGNORE``.
         samples: The B rows.
         tokens: Positions that are not padding, over all rows.
         prompt: Like ``inputs`` without the answers, for generation; ``None`` in training.
         pictures: For each image, in the order of the pixels, the number of the picture that it shows; see
             :func:`mllm_lit.backbones.pictures.encoded_once`.
+        packing: ``None`` where each row is a sequence of its own, padded on the left.
+        labelled: Follows from the others.
     """
 
     inputs: dict[str, Tensor]
@@ -37,6 +92,14 @@ class Batch:
     tokens: int
     prompt: dict[str, Tensor] | None = None
     pictures: tuple[int, ...] = ()
+    packing: Packing | None = None
+    labelled: Labelled = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.labelled is None:
+            alone = torch.arange(len(self.labels))[:, None].expand_as(self.labels)
+            rows = alone if self.packing is None else self.packing.row
+            self.labelled = Labelled.of(self.labels, rows, len(self.samples) or len(self.labels))
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device (the protocol by which Lightning moves batches)."""
@@ -50,8 +113,15 @@ class Batch:
             return {name: moved[id(tensor)] for name, tensor in tensors.items()}
 
         prompt = None if self.prompt is None else move(self.prompt)
-        labels = self.labels.to(device, non_blocking=non_blocking)
-        return replace(self, inputs=move(self.inputs), labels=labels, prompt=prompt)
+        packing = None if self.packing is None else self.packing.to(device, non_blocking)
+        return replace(
+            self,
+            inputs=move(self.inputs),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            prompt=prompt,
+            packing=packing,
+            labelled=self.labelled.to(device, non_blocking),
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -136,9 +206,10 @@ class Collate:
 
     def _filled(self, part: dict[str, Tensor], name: str, length: int) -> Tensor:
         value = part.get(name, torch.zeros_like(part["input_ids"]))
-        return nn.functional.pad(value, (length - value.shape[1], 0), value=self._padding(name))
+        return nn.functional.pad(value, (length - value.shape[1], 0), value=self.padding(name))
 
-    def _padding(self, name: str) -> int:
+    def padding(self, name: str) -> int:
+        """What an input that has an entry per token is padded with."""
         return (self.format.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
 
     def _prompt(self, inputs: dict[str, Tensor], whole: list[list[int]], asked: list[list[int]]) -> dict[str, Tensor]:
@@ -159,7 +230,7 @@ class Collate:
                 rest = torch.tensor(asked[row][common[row] :], dtype=value.dtype)
                 more = rest if name == "input_ids" else torch.full_like(rest, int(name == "attention_mask"))
                 rows.append(
-                    nn.functional.pad(torch.cat([start, more]), (max(sizes) - sizes[row], 0), value=self._padding(name))
+                    nn.functional.pad(torch.cat([start, more]), (max(sizes) - sizes[row], 0), value=self.padding(name))
                 )
             prompt[name] = torch.stack(rows)
         return prompt

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model
+from mllm_lit.answers import Answers, answers_of_whole_rows
+from mllm_lit.backbones.layout import bare_model
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes

@@ -1,48 +1,22 @@
 """One prefill per picture: rows that show the same picture start from one cache, their NLL and their answer, too."""
 
-import io
 from copy import copy
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
-from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model, token_nll
-from mllm_lit.backbones.family import FAMILIES, family_of
-from mllm_lit.backbones.layout import find_layout
+from mllm_lit.answers import Answers, answers_of_whole_rows, token_nll
+from mllm_lit.backbones.family import family_of
+from mllm_lit.backbones.layout import bare_model
 from mllm_lit.backbones.pictures import encoded_once
 from mllm_lit.data.collate import IGNORE, Collate
-from mllm_lit.data.sample import EncodedImage, Sample
 from mllm_lit.evaluation.roomy_cache import roomy_cache
 from mllm_lit.evaluation.shared_rows import SharedBatch, SharedCollate
+from mllm_lit.packed_rows import why_rows_stay_alone
 
 __all__ = ["SharedBatch", "SharedCollate", "answers_from_shared_pictures", "shares_pictures"]
-
-# Methods of peft that change what a layer does to each token by itself, whatever its place.
-PER_TOKEN = frozenset(
-    (
-        "ADALORA",
-        "BOFT",
-        "BOTTLENECK",
-        "FOURIERFT",
-        "HRA",
-        "IA3",
-        "LN_TUNING",
-        "LOHA",
-        "LOKR",
-        "LORA",
-        "MISS",
-        "OFT",
-        "OSF",
-        "RANDLORA",
-        "SHIRA",
-        "VBLORA",
-        "VERA",
-    )
-)
 
 
 def shares_pictures(net: nn.Module, collate: Collate) -> bool:
@@ -52,26 +26,7 @@ def shares_pictures(net: nn.Module, collate: Collate) -> bool:
     answers are not searched greedily, and where it is not known: a family, a kind of cache or positions, a method of
     peft that is not named here, a processor that does not tell what it writes for a picture.
     """
-    model = bare_model(net)
-    known = any(model.config.model_type in family.model_types for family in FAMILIES)
-    if not known or family_of(model).suffix or not _per_token(net) or not _greedy(model.generation_config):
-        return False
-    # Padding lies between prefix and question, so a place has to be told by its position alone.
-    llm = find_layout(model).llm
-    rotary = any(name.startswith(llm) and name.endswith("rotary_emb") for name, _ in model.named_modules())
-    rotary &= not getattr(model.config.get_text_config(), "alibi", False)
-    layers = DynamicCache(config=model.config).layers
-    cached = bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-    return rotary and cached and _tells_its_rows(collate)
-
-
-def _per_token(net: nn.Module) -> bool:
-    configs = getattr(net, "peft_config", {})
-    return all(
-        str(getattr(config.peft_type, "value", config.peft_type)) in PER_TOKEN
-        and not getattr(config, "alora_invocation_tokens", None)
-        for config in configs.values()
-    )
+    return why_rows_stay_alone(net, collate, in_training=False) is None and _greedy(bare_model(net).generation_config)
 
 
 def _greedy(config: Any) -> bool:
@@ -79,31 +34,6 @@ def _greedy(config: Any) -> bool:
     asked.do_sample = False
     plain = (config.num_return_sequences or 1) == 1 and (config.guidance_scale or 1) == 1
     return plain and str(asked.get_generation_mode().value) == "greedy_search" and not config.prefill_chunk_size
-
-
-def _tells_its_rows(collate: Collate) -> bool:
-    """Whether rows put together from a prefix and a rest are those of the processor, on two pictures and on text."""
-    one, other = (_blank(size) for size in ((64, 48), (48, 96)))
-    shown = [(one,), (one,), (one, other), ()]
-    asked = ["What is this?", "\n1. a", "which one is\nlarger", "hello"]
-    rows = [Sample.single_turn(str(i), text, "a. B", shown[i]) for i, text in enumerate(asked)]
-    plain = Collate(collate.processor, with_prompt=True)
-    try:
-        shared, whole = SharedCollate(plain)(rows), plain(rows)
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
-        return False
-    assert whole.prompt is not None
-    padded = zip(whole.prompt["input_ids"], whole.prompt["attention_mask"], strict=True)
-    prompts = [ids[mask.bool()].tolist() for ids, mask in padded]
-    found = [ids[len(ids) - len(prompt) :].tolist() for ids, prompt in zip(shared.prompt, prompts, strict=True)]
-    labels = [[row[row != IGNORE].tolist() for row in batch.labels] for batch in (shared, whole)]
-    return found == prompts and labels[0] == labels[1]
-
-
-def _blank(size: tuple[int, int]) -> EncodedImage:
-    data = io.BytesIO()
-    Image.new("RGB", size).save(data, "PNG")
-    return EncodedImage(data.getvalue(), "a blank picture")
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ from PIL import Image
 from mllm_lit.adapters import IA3, Bottleneck, Full, LoRA
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.methods import Peft, Prefix, Prompt
-from mllm_lit.answers import Answers, answers_of_whole_rows, bare_model
+from mllm_lit.answers import Answers, answers_of_whole_rows
 from mllm_lit.backbones import find_layout
+from mllm_lit.backbones.layout import bare_model
 from mllm_lit.data.collate import IGNORE, Collate
 from mllm_lit.data.prompt import FormatError
 from mllm_lit.data.sample import Sample, Turn
