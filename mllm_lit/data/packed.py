@@ -63,14 +63,14 @@ class PackedCollate:
         labels = _padded([torch.cat(sequence.labels) for sequence in sequences], longest, IGNORE)
         nothing = torch.stack([torch.arange(longest), *torch.zeros(2, longest, dtype=torch.long)], 1)
         known = [torch.cat(sequence.packing) for sequence in sequences]
-        start, row, skipped = torch.stack([torch.cat([one, nothing[len(one) :]]) for one in known]).unbind(2)
+        start, row, skipped = torch.stack([torch.cat([one, nothing[len(one) :]]) for one in known]).permute(2, 0, 1)
         return Batch(
             inputs,
             labels,
             parts.samples,
             sum(sequence.length for sequence in sequences),
             pictures=parts.pictures,
-            packing=Packing(start, row, skipped),
+            packing=Packing(start.contiguous(), row.contiguous(), skipped.contiguous()),
         )
 
     def _sequences(self, parts: Parts) -> list[_Sequence]:
