@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.faults import DatasetError
-from mllm_lit.data.lengths import row_lengths
+from mllm_lit.data.lengths import Lengths, row_lengths
+from mllm_lit.data.packed import PackedCollate
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.preflight import check_images, check_rows
 from mllm_lit.data.sample import Sample
@@ -20,6 +21,7 @@ from mllm_lit.data.subset import read_ids, subset
 from mllm_lit.errors import SettingError, UserError, check_seed, in_range
 from mllm_lit.evaluation.evaluator import EVAL_TOKENS, Evaluator
 from mllm_lit.evaluation.sets import EvaluationSet
+from mllm_lit.packed_rows import sliding_window, why_not_packed
 from mllm_lit.replay import replayed
 from mllm_lit.seed import run_seed
 from mllm_lit.sources import Source, Sources, resolve_root
@@ -34,6 +36,9 @@ class MLLMDataModule(L.LightningDataModule):
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
         batch_size: Training rows per step and rank (times ``trainer.accumulate_grad_batches`` is an optimizer step).
+        batch_tokens: In place of ``batch_size``, tokens per step and rank, padding aside.
+        share_pictures: Train rows on one picture in one sequence, which has the picture once; they are in one step.
+        pack: Put several rows into a sequence, in place of padding.
         eval_tokens: Most tokens in a batch of an evaluation: samples times the longest of them, its answer counted in.
         train_split: Publisher's name of the split trained on; ``None`` takes the task's own (likewise below).
         val_split: Split scored during training.
@@ -58,6 +63,9 @@ class MLLMDataModule(L.LightningDataModule):
         root: Path | str | None = None,
         sources: Sources | None = None,
         batch_size: int = 16,
+        batch_tokens: int | None = None,
+        share_pictures: bool = False,
+        pack: bool = False,
         eval_tokens: int = EVAL_TOKENS,
         train_split: str | None = None,
         val_split: str | None = None,
@@ -82,6 +90,8 @@ class MLLMDataModule(L.LightningDataModule):
         self.splits = {"train": train_split or own["train"], "val": val_split or own["val"]}
         self.splits["test"] = test_split or own["test"]
         self.batch_size = in_range("data.batch_size", batch_size, 1)
+        self.batch_tokens = in_range("data.batch_tokens", batch_tokens, 1)
+        self.share_pictures, self.pack = share_pictures, pack
         self.eval_tokens = in_range("data.eval_tokens", eval_tokens, 1)
         self.num_workers = in_range("data.num_workers", num_workers, 0)
         self.max_samples = in_range("data.max_samples", max_samples, 1)
@@ -206,18 +216,28 @@ class MLLMDataModule(L.LightningDataModule):
 
         Raises:
             FormatError: Samples that cannot be rendered for this model or exceed its context.
+            SettingError: The model's rows cannot lie several to a sequence.
         """
         trainer = self._trainer()
         collate = self._collate()
         lengths = self._lengths(collate)
-        batches = TrainBatchSampler(lengths, self.batch_size, self._seed(), trainer.global_rank, trainer.world_size)
+        batches = TrainBatchSampler(
+            lengths.rows,
+            self.batch_size,
+            self._seed(),
+            trainer.global_rank,
+            trainer.world_size,
+            groups=lengths.groups if self.share_pictures else None,
+            shared=lengths.shared,
+            batch_tokens=self.batch_tokens,
+        )
         epoch, done = self._position
         batches.set_epoch(epoch)
         batches.skip(done)
         # Pinning would copy a batch that is not a plain tensor; the transfer is small beside a step.
         return DataLoader(
             self.train_rows,  # type: ignore[arg-type]
-            collate_fn=collate,
+            collate_fn=PackedCollate(collate, self.share_pictures, self.pack) if self._packs else collate,
             batch_sampler=batches,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -228,13 +248,21 @@ class MLLMDataModule(L.LightningDataModule):
         collate: Collate = module.collate
         return collate
 
-    def _lengths(self, collate: Collate) -> list[int]:
-        """Lengths of the training samples, in tokens; those of all evaluations are measured with them, on one rank."""
-        lengths: list[int] = []
+    @property
+    def _packs(self) -> bool:
+        return self.share_pictures or self.pack
+
+    def _lengths(self, collate: Collate) -> Lengths:
+        """Lengths of the training samples; those of all evaluations are measured with them, on one rank."""
+        lengths = Lengths([], [], [])
         failed: Exception | None = None
         if self._first_rank:
             try:
-                lengths = row_lengths(self.train_rows, collate, PictureSizes(self.kept))
+                if self._packs:
+                    self._refuse_packing(collate)
+                lengths = row_lengths(self.train_rows, collate, PictureSizes(self.kept), shared=self.share_pictures)
+                if self._packs:
+                    self._refuse_packing(collate, max(lengths.rows))
             except UserError as error:
                 failed = error
         lengths, failed = self._trainer().strategy.broadcast((lengths, failed))
@@ -245,6 +273,15 @@ class MLLMDataModule(L.LightningDataModule):
             for one in evaluator.sets:
                 evaluator.measure(one)
         return lengths
+
+    def _refuse_packing(self, collate: Collate, longest: int = 0) -> None:
+        module: Any = self._trainer().lightning_module
+        why, window = why_not_packed(module.net, collate), sliding_window(module.net)
+        if window is not None and longest > window:
+            why = f"a row has {longest} tokens, and the LLM sees {window} back"
+        if why is not None:
+            name = "share_pictures" if self.share_pictures else "pack"
+            raise SettingError(f"data.{name} is true, but rows have to stay alone: {why}. Set data.{name} to false.")
 
     def evaluator(self, phase: str) -> Evaluator:
         """What scores the model that this data module was handed to a trainer with.

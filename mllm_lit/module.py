@@ -14,6 +14,7 @@ from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
+from mllm_lit.data.packed import PackedCollate
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import SettingError, UserError, in_range
 from mllm_lit.evaluation.evaluator import Evaluator
@@ -21,6 +22,7 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
+from mllm_lit.packed_rows import attention, takes_block_masks
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import Stream, stream_seed
 from mllm_lit.start import How, RunPath, find_start
@@ -93,7 +95,7 @@ class MLLMModule(L.LightningModule):
         self.positions = 0
         self.test_phase = "test"
         """Names the answers of ``trainer.test``."""
-        self._in_step = self._hidden = False
+        self._in_step = self._hidden = self._attends_otherwise = False
         self._replays = False
         self.moved = False
         """Whether a step was made since the model was built: then what trains no longer is the backbone's."""
@@ -186,6 +188,20 @@ class MLLMModule(L.LightningModule):
                 "with a loss over all answer tokens of a step, need them. Use configs/trainer/fsdp2.yaml or ddp.yaml."
             )
 
+    def on_train_start(self) -> None:
+        """Have packed rows attend by block masks where that is faster."""
+        loader: Any = self.trainer.train_dataloader
+        model = self._loaded.model
+        if isinstance(loader.collate_fn, PackedCollate) and takes_block_masks(model, self.device):
+            model.set_attn_implementation({"text_config": "flex_attention"})
+            self._attends_otherwise = True
+
+    def on_train_end(self) -> None:
+        """Attend as before."""
+        if self._attends_otherwise:
+            self._loaded.model.set_attn_implementation({"text_config": "sdpa"})
+            self._attends_otherwise = False
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout depends on the seed and the position alone, so a resumed run repeats it."""
         torch.manual_seed(stream_seed(Stream.DROPOUT, self.trainer.current_epoch, batch_idx, self.global_rank))
@@ -275,16 +291,17 @@ class MLLMModule(L.LightningModule):
                 if hook is not None:
                     hook(trainer, self)
 
-        return evaluator.run(
-            self.net,
-            phase,
-            folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
-            context=trainer.precision_plugin.forward_context,
-            in_step=self._in_step,
-            limit=limit if isinstance(limit, int) else None,
-            progress=trainer.progress_bar_callback is not None,
-            after_batch=after_batch,
-        )
+        with attention(self._loaded.model, "sdpa" if self._attends_otherwise else None):
+            return evaluator.run(
+                self.net,
+                phase,
+                folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
+                context=trainer.precision_plugin.forward_context,
+                in_step=self._in_step,
+                limit=limit if isinstance(limit, int) else None,
+                progress=trainer.progress_bar_callback is not None,
+                after_batch=after_batch,
+            )
 
     def validation_step(self, batch: Evaluator, batch_idx: int) -> Result | None:  # type: ignore[override]
         """Evaluate, and log ``val/SET/SCORE``; not in Lightning's sanity check."""

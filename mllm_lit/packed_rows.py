@@ -1,6 +1,8 @@
 """What a model is told of sequences that hold several rows: which positions see which, and where each of them is."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -133,26 +135,37 @@ def why_rows_stay_alone(net: nn.Module, collate: Collate, in_training: bool = Tr
     return None
 
 
-def why_not_packed(net: nn.Module, collate: Collate, longest: int) -> str | None:
-    """Why rows may not be trained several to a sequence, or ``None`` if they may.
-
-    Args:
-        net: The model, with its adapter.
-        collate: The collator of whole rows.
-        longest: Tokens of the longest row.
-    """
+def why_not_packed(net: nn.Module, collate: Collate) -> str | None:
+    """Why rows may not be trained several to a sequence, or ``None`` if they may, up to :func:`sliding_window`."""
     model = bare_model(net)
-    windows = [
-        layer.sliding_window
-        for layer in DynamicCache(config=model.config).layers
-        if isinstance(layer, DynamicSlidingWindowLayer)
-    ]
-    if windows and longest > min(windows):
-        return f"a row has {longest} tokens, and the LLM's attention a sliding window of {min(windows)}"
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"model.backbone.attn_implementation is {attention}, which takes no mask; set sdpa or flex_attention"
     return why_rows_stay_alone(net, collate)
+
+
+def sliding_window(net: nn.Module) -> int | None:
+    """How many positions back some layer of the LLM sees, if it is not all of them."""
+    layers = DynamicCache(config=bare_model(net).config).layers
+    return min((layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)), default=None)
+
+
+def takes_block_masks(model: Any, device: torch.device) -> bool:
+    """Whether packed rows are trained by FlexAttention here: on CUDA, a dense mask would switch flash kernels off."""
+    llm = (model.get_submodule(path) for path in find_layout(model).llm)
+    plain = model.config.get_text_config()._attn_implementation == "sdpa"
+    return device.type == "cuda" and plain and any(getattr(part, "_supports_flex_attn", False) for part in llm)
+
+
+@contextmanager
+def attention(model: Any, name: str | None) -> Iterator[None]:
+    """Have the LLM attend by another implementation for a while; ``None`` leaves it as it is."""
+    before = model.config.get_text_config()._attn_implementation
+    model.set_attn_implementation({"text_config": name or before})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": before})
 
 
 def _kinds(net: nn.Module) -> list[str]:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_lit.data.sampler import TrainBatchSampler
+from mllm_lit.errors import SettingError
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,3 +60,71 @@ def test_rows_of_a_batch_have_similar_lengths() -> None:
 def test_a_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size is 0"):
         TrainBatchSampler([1, 2], 0, 0)
+
+
+def rows_by_group(groups: list[int]) -> dict[int, set[int]]:
+    found: dict[int, set[int]] = {}
+    for row, group in enumerate(groups):
+        found.setdefault(group, set()).add(row)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 20), min_size=1, max_size=90),
+    batch=st.integers(1, 9),
+    world=st.integers(1, 4),
+    budget=st.one_of(st.none(), st.integers(60, 400)),
+    seed=st.integers(0, 99),
+)
+def test_groups_stay_whole_where_they_fit(
+    groups: list[int], batch: int, world: int, budget: int | None, seed: int
+) -> None:
+    lengths = [30 + (7 * i) % 13 for i in range(len(groups))]
+    shared = [20] * len(groups)
+
+    def sampler(rank: int) -> TrainBatchSampler:
+        return TrainBatchSampler(lengths, batch, seed, rank, world, groups=groups, shared=shared, batch_tokens=budget)
+
+    def tokens(rows: list[int]) -> int:
+        """Of a batch, what is shared counted once a group."""
+        return sum(lengths[i] - shared[i] for i in rows) + 20 * len({groups[i] for i in rows})
+
+    for epoch in (0, 1):
+        ranks = [sampler(rank) for rank in range(world)]
+        for one in ranks:
+            one.set_epoch(epoch)
+        found = [list(one) for one in ranks]
+        assert {len(batches) for batches in found} == {len(sampler(0))}, "as many in every epoch and on every rank"
+        every = [rows for batches in found for rows in batches]
+        seen = sorted(i for rows in every for i in rows)
+        assert set(seen) == set(range(len(groups)))
+        assert len(seen) - len(groups) < world
+        for rows in every:
+            assert rows
+            assert len(rows) <= batch if budget is None else tokens(rows) <= budget
+    if world == 1:
+        for members in rows_by_group(groups).values():
+            fits = len(members) <= batch if budget is None else tokens(sorted(members)) <= budget
+            if fits:
+                assert [rows for rows in every if members & set(rows)][0:] == [
+                    rows for rows in every if members <= set(rows)
+                ]
+
+
+def test_batches_of_groups_are_full() -> None:
+    groups = [i // (1 + i % 7) for i in range(2000)]
+    batches = list(TrainBatchSampler([30] * 2000, 16, 0, groups=groups, shared=[20] * 2000))
+    assert sum(map(len, batches)) / len(batches) > 0.97 * 16
+
+
+def test_which_groups_meet_changes_with_the_epoch() -> None:
+    sampler = TrainBatchSampler([30] * 200, 16, 0, groups=[i // 5 for i in range(200)], shared=[20] * 200)
+    first = {frozenset(rows) for rows in sampler}
+    sampler.set_epoch(1)
+    assert len(first & {frozenset(rows) for rows in sampler}) < len(first) / 2
+
+
+def test_a_row_that_fits_no_batch_is_refused() -> None:
+    with pytest.raises(SettingError, match="data.batch_tokens is 50, but a row has 60 tokens. Set it to 60 or more"):
+        TrainBatchSampler([40, 60], 4, 0, batch_tokens=50)

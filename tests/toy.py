@@ -44,6 +44,21 @@ class Toy(Task):
         return ExactMatch()
 
 
+class Album(Toy):
+    """Several questions a picture: one, two, up to five, and texts among them, in no order."""
+
+    name = "album"
+    questions = ("what colour is the square?", "is it red?", "how many shapes are there?", "left or right?", "and now?")
+
+    def rows(self, root: Path, split: str) -> list[Sample]:
+        rows = []
+        for i, row in enumerate(super().rows(root, split)[:8]):
+            for j, question in enumerate(self.questions[: 1 + i % 5]):
+                answer = row.answer if j % 2 else f"{j} {row.answer}"
+                rows.append(Sample.single_turn(f"{row.id}-{j}", question, answer, row.images, (answer,)))
+        return rows[::2] + rows[1::2]
+
+
 class ToySource(Toy):
     """The same under another name, as a source."""
 

@@ -1,7 +1,7 @@
 """How long every row will be, before the first step: exact, without decoding a picture."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,10 @@ from PIL import Image
 from rich.progress import track
 
 from mllm_lit.backbones.family import family_of_processor
+from mllm_lit.backbones.pictures import numbered
 from mllm_lit.data.collate import Collate, too_long
 from mllm_lit.data.picture_sizes import PictureSizes, Size
+from mllm_lit.data.prefixes import Prefixes
 from mllm_lit.data.prompt import FormatError, Rendered
 from mllm_lit.data.sample import ImageRef, Sample
 
@@ -88,21 +90,56 @@ def blank(size: Size) -> Image.Image:
     return Image.new("RGB", (size[1], size[0]))
 
 
-def row_lengths(samples: Sequence[Sample], collate: Collate, sizes: PictureSizes | None = None) -> list[int]:
+@dataclass(frozen=True)
+class Lengths:
+    """Of every row, in tokens, those of its pictures counted in.
+
+    Attributes:
+        rows: Whole rows.
+        shared: How much of each is the prefix that it may have in common with others; 0 without pictures.
+        groups: Equal numbers for rows with the same prefix; as many as rows where none is looked for.
+    """
+
+    rows: list[int]
+    shared: list[int]
+    groups: list[int]
+
+
+def row_lengths(
+    samples: Sequence[Sample], collate: Collate, sizes: PictureSizes | None = None, shared: bool = False
+) -> Lengths:
     """Render and measure every row.
 
     Args:
         samples: Rows of one split.
         collate: The collator that will batch them.
         sizes: Of their pictures, if they were read before.
-
-    Returns:
-        Each row's length in tokens, those of its pictures counted in.
+        shared: Find what rows have in common, too; for a processor that tells what it writes for a picture.
 
     Raises:
         FormatError: Rows that cannot be rendered or do not fit, up to ten of them named.
         ImageError: The header of a picture cannot be read.
     """
+    lengths, rows, written = _measured(samples, collate, sizes)
+    common, groups = [0] * len(rows), list(range(len(rows)))
+    shown = [i for i, sample in enumerate(samples) if sample.images]
+    if shared and shown:
+        prefixes = Prefixes(collate)
+        keys: list[Hashable] = [*groups]
+        for i in shown:
+            keys[i] = prefixes.key(samples[i], rows[i])
+        groups = list(numbered(keys))
+        ends = {part.text: prefixes.from_last_token(part.text) or "" for i in shown for part in written[i][-1:]}
+        behind = [prefixes.behind(rows[i], ends[written[i][-1].text]).text for i in shown]
+        for i, ids in zip(shown, collate.format.ids(behind), strict=True):
+            common[i] = lengths[i] - (len(ids) - prefixes.behind_pictures(ids))
+    return Lengths(lengths, common, groups)
+
+
+def _measured(
+    samples: Sequence[Sample], collate: Collate, sizes: PictureSizes | None
+) -> tuple[list[int], list[Rendered], list[list[Expansion]]]:
+    """Lengths, rows, and, where the processor tells it, what is written for their pictures."""
     expansions = Expansions(collate)
     faults: list[str] = []
     rows: list[Rendered] = []
@@ -112,6 +149,7 @@ def row_lengths(samples: Sequence[Sample], collate: Collate, sizes: PictureSizes
         except FormatError as error:
             faults.append(str(error))
     lengths: list[int] = []
+    written: list[list[Expansion]] = []
     if not faults:
         shown: Mapping[ImageRef, Size] = {}
         told = not any(sample.images for sample in samples) or expansions.told()
@@ -134,4 +172,4 @@ def row_lengths(samples: Sequence[Sample], collate: Collate, sizes: PictureSizes
     if faults:
         more_faults = f"\n... and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
         raise FormatError("\n".join(faults[:SHOWN_FAULTS]) + more_faults)
-    return lengths
+    return lengths, rows, written

@@ -246,8 +246,12 @@ class ChatFormat:
                     f"{marker!r} for {len(parts)} pictures: {row.text[:200]!r}"
                 )
             texts.append("".join(piece + part for piece, part in zip(pieces, [*parts, ""], strict=True)))
-        encoded = self.tokenizer(texts, add_special_tokens=self.adds_special_tokens)["input_ids"]
-        return [len(ids) for ids in encoded]
+        return [len(ids) for ids in self.ids(texts)]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts."""
+        found: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=self.adds_special_tokens)["input_ids"]
+        return found
 
 
 class SuffixFormat(ChatFormat):

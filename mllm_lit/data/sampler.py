@@ -1,26 +1,57 @@
 """The order of training rows: seeded, grouped by length, split over ranks, and able to start anywhere."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
+
+from mllm_lit.errors import SettingError
+
+STEPS = 64
+"""A batch's room for tokens is counted in so many parts: rows of nearly one length may take each other's place."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows that are in one batch.
+
+    Attributes:
+        rows: Their numbers.
+        tokens: In all, what they share counted once.
+        cost: Of the room of a batch.
+    """
+
+    rows: list[int]
+    tokens: int
+    cost: int
 
 
 class TrainBatchSampler(Sampler[list[int]]):
     """Batches of row indices for one rank.
 
-    Rows are shuffled, sorted by length within windows of ``window`` global batches (so a batch holds rows of similar
-    length and little padding), and the batches shuffled again. The order is a function of seed and epoch alone, so
-    a resumed run goes on where it stopped. No row is dropped; if the last batch has fewer rows than there are ranks,
-    its rows are repeated so that every rank takes part in the step.
+    Units (a row, or the rows on one picture) are put into batches by best fit, the largest first. Which places there
+    are is settled once; which unit takes which place of its size is drawn in each epoch, in windows of ``window``
+    global batches sorted by length, so that a batch holds units of similar length and little padding. The batches are
+    shuffled again. The order is a function of seed and epoch alone, so a resumed run goes on where it stopped, and all
+    epochs have as many batches. No row is dropped; batches are cut in two until every rank has as many, and where there
+    are fewer rows than ranks, rows are repeated.
 
     Args:
-        lengths: Length of every row, in any unit.
+        lengths: Tokens of every row.
         batch_size: Rows per batch and rank.
         seed: The run's seed.
         rank: This process's rank, out of ``world_size``.
         world_size: Number of ranks.
         window: Global batches per sorting window; 1 switches the grouping off.
+        groups: Number of the group that each row is in; a batch has whole groups, unless one is larger than a batch.
+            ``None`` for rows on their own.
+        shared: How many of a row's tokens it has in common with its group.
+        batch_tokens: In place of ``batch_size``, tokens per batch and rank, those in common counted once.
+
+    Raises:
+        SettingError: A row does not fit into a batch.
     """
 
     def __init__(
@@ -31,13 +62,44 @@ class TrainBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         window: int = 16,
+        groups: Sequence[int] | None = None,
+        shared: Sequence[int] | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}, expected at least 1.")
-        self.lengths = torch.as_tensor(lengths)
-        self.batch_size, self.seed, self.rank, self.world_size, self.window = batch_size, seed, rank, world_size, window
-        self.epoch = 0
-        self.start = 0
+        longest = max(lengths, default=0)
+        if batch_tokens is not None and longest > batch_tokens:
+            raise SettingError(
+                f"data.batch_tokens is {batch_tokens}, but a row has {longest} tokens. Set it to {longest} or more."
+            )
+        self.seed, self.rank, self.world_size, self.window = seed, rank, world_size, window
+        self.epoch = self.start = 0
+        members: dict[int, list[int]] = defaultdict(list)
+        for row, group in enumerate(range(len(lengths)) if groups is None else groups):
+            members[group].append(row)
+        common = [0] * len(lengths) if shared is None else shared
+        self.units: list[Unit] = []
+        for rows in members.values():
+            self.units += _units(rows, lengths, common, batch_size, batch_tokens)
+        self._batches = _places(self.units, batch_size if batch_tokens is None else STEPS)
+        self._cut_evenly()
+
+    def _cut_evenly(self) -> None:
+        """Cut batches, and at last groups, in two until every rank has as many batches."""
+        while len(self._batches) % self.world_size:
+            fullest = max(self._batches, key=len)
+            if len(fullest) > 1:
+                self._batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
+                continue
+            at = max(range(len(self.units)), key=lambda i: len(self.units[i].rows))
+            unit = self.units[at]
+            if half := len(unit.rows) // 2:
+                self.units[at] = Unit(unit.rows[half:], unit.tokens, unit.cost)
+                self.units.append(Unit(unit.rows[:half], unit.tokens, unit.cost))
+            else:
+                self.units.append(unit)
+            self._batches.append([unit.cost])
 
     @property
     def sampler(self) -> "TrainBatchSampler":
@@ -53,20 +115,62 @@ class TrainBatchSampler(Sampler[list[int]]):
         self.start = batches
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.world_size))
+        return len(self._batches) // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
-        step = self.batch_size * self.world_size
-        batches: list[torch.Tensor] = []
-        for window in torch.split(order, step * self.window):
+        alike: dict[int, list[Unit]] = defaultdict(list)
+        for unit in self.units:
+            alike[unit.cost].append(unit)
+        drawn = {
+            cost: iter([units[i] for i in torch.randperm(len(units), generator=generator).tolist()])
+            for cost, units in sorted(alike.items())
+        }
+        batches: list[list[int]] = []
+        wide = self.window * self.world_size
+        for first in range(0, len(self._batches), wide):
+            places = self._batches[first : first + wide]
+            wanted = Counter(cost for batch in places for cost in batch)
+            taken = {cost: [next(drawn[cost]) for _ in range(count)] for cost, count in wanted.items()}
             if self.window > 1:
-                window = window[torch.argsort(self.lengths[window], stable=True)]
-            batches += torch.split(window, step)
+                taken = {cost: sorted(units, key=lambda unit: unit.tokens) for cost, units in taken.items()}
+            given = {cost: iter(units) for cost, units in taken.items()}
+            batches += [[row for cost in batch for row in next(given[cost]).rows] for batch in places]
         start, self.start = self.start, 0
-        for i in torch.randperm(len(batches), generator=generator)[start:].tolist():
-            rows = batches[i]
-            if len(rows) < self.world_size:
-                rows = rows.repeat(-(-self.world_size // len(rows)))[: self.world_size]
-            yield rows[self.rank :: self.world_size].tolist()
+        for i in torch.randperm(len(self), generator=generator)[start:].tolist():
+            yield batches[i * self.world_size + self.rank]
+
+
+def _units(
+    rows: list[int], lengths: Sequence[int], shared: Sequence[int], batch_size: int, batch_tokens: int | None
+) -> Iterator[Unit]:
+    """A group, in as many pieces as it needs to fit into batches."""
+    piece: list[int] = []
+    tokens = 0
+    for row in rows:
+        more = lengths[row] - (shared[row] if piece else 0)
+        full = len(piece) == batch_size if batch_tokens is None else tokens + more > batch_tokens
+        if piece and full:
+            yield _unit(piece, tokens, batch_tokens)
+            piece, tokens, more = [], 0, lengths[row]
+        piece.append(row)
+        tokens += more
+    yield _unit(piece, tokens, batch_tokens)
+
+
+def _unit(rows: list[int], tokens: int, batch_tokens: int | None) -> Unit:
+    return Unit(rows, tokens, len(rows) if batch_tokens is None else -(-tokens * STEPS // batch_tokens))
+
+
+def _places(units: Sequence[Unit], room: int) -> list[list[int]]:
+    """Costs of the units of each batch: each unit goes where the least room is left that it fits into."""
+    batches: list[list[int]] = []
+    left: dict[int, list[list[int]]] = defaultdict(list)
+    for cost in sorted((unit.cost for unit in units), reverse=True):
+        rest = next((rest for rest in range(cost, room + 1) if left[rest]), None)
+        if rest is None:
+            batches.append([])
+        batch = batches[-1] if rest is None else left[rest].pop()
+        batch.append(cost)
+        left[(room if rest is None else rest) - cost].append(batch)
+    return batches

@@ -165,7 +165,7 @@ class Evaluator:
             told: list[Any] = [None]
             if rank == 0:
                 try:
-                    told = [row_lengths(one.samples, self.collate, PictureSizes(one.folder))]
+                    told = [row_lengths(one.samples, self.collate, PictureSizes(one.folder)).rows]
                 except Exception as error:
                     told = [error]  # raised on every rank
             if world > 1:

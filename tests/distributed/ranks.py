@@ -22,7 +22,7 @@ from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculp
 from mllm_lit.module import MLLMModule
 from mllm_lit.strategies import FSDP2Strategy
 from tests.checkpoints.process import SERVER
-from tests.toy import ROWS, Toy, ToySource
+from tests.toy import ROWS, Album, Toy, ToySource
 
 RANKS = 2
 ADAPTERS: dict[str, Callable[[], Adapter]] = {
@@ -53,7 +53,8 @@ class Trace(L.Callback):
         self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+        if trainer.global_step > len(self.losses):
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
 def strategy(name: str, ranks: int) -> Strategy | str:
@@ -81,9 +82,13 @@ def fit(
     rule: str | None = None,
     keep: Path | None = None,
     cache: bool = False,
+    album: dict[str, Any] | None = None,
     **start: Any,
 ) -> dict[str, Any]:
-    """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report."""
+    """Train two rows a step (one on each of two ranks, so that a rank often has no picture), and report.
+
+    With ``album``, settings of the data, the rows are of :class:`Album` and an epoch of three is a step.
+    """
     os.environ["PL_GLOBAL_SEED"] = "42"
     trace, forgetting = Trace(), ForgettingCallback(keep)
     keep = TrainableCheckpoint(every_n_train_steps=4)
@@ -92,7 +97,8 @@ def fit(
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(name, ranks),
-        max_epochs=1,
+        max_epochs=1 if album is None else 3,
+        accumulate_grad_batches=1 if album is None else 1000,
         max_steps=steps,
         callbacks=[trace, keep, *scoring],
         logger=False,
@@ -111,8 +117,9 @@ def fit(
     model = MLLMModule(
         Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept, **start
     )
-    sources = None if rule is None else Sources({"source": Source(ToySource(), data)})
-    rows = VQADataModule(Toy(), data, sources, batch_size=2 // ranks)
+    sources = None if rule is None and album is None else Sources({"source": Source(ToySource(), data)})
+    task, settings = (Toy(), {"batch_size": 2 // ranks}) if album is None else (Album(), album)
+    rows = VQADataModule(task, data, sources, **settings)
     trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
     assert model.net is not None
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)

@@ -18,7 +18,7 @@ from mllm_lit.backbones.layout import bare_model
 from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.packed import PackedCollate
 from mllm_lit.data.sample import Sample
-from mllm_lit.packed_rows import block_mask, dense_mask, packed_inputs, why_not_packed
+from mllm_lit.packed_rows import block_mask, dense_mask, packed_inputs, sliding_window, why_not_packed
 from tests.evaluation.test_prefill import followed, mixed, sharp
 from tests.processors.beds import BEDS, Bed, bed, build, loaded
 from tests.processors.test_data_path import SIZES, chat, oracle_labels, own, sample
@@ -94,7 +94,7 @@ def opened(b: Bed) -> Any:
 @each_way
 def test_loss_and_gradients_are_those_of_each_row_alone(name: str, share: bool, pack: bool, files: list[Path]) -> None:
     b, rows = sharp(name), mixed(files)
-    assert why_not_packed(b.model, Collate(b.processor), 100) is None
+    assert why_not_packed(b.model, Collate(b.processor)) is None
     batch = PackedCollate(Collate(b.processor), share, pack)(rows)
     assert len(batch.labels) < len(rows)
     net = opened(b)
@@ -135,7 +135,7 @@ def test_with_adapters(name: str, adapter: str, files: list[Path]) -> None:
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
-    assert why_not_packed(net, Collate(b.processor), 100) is None
+    assert why_not_packed(net, Collate(b.processor)) is None
     batch = PackedCollate(Collate(b.processor), share=True, pack=True)(rows)
     same(in_batch(net, batch), alone(b, net, rows))
 
@@ -213,21 +213,22 @@ def test_flex_attention_computes_the_same(files: list[Path]) -> None:
     ("name", "why"), [("paligemma2", "see tokens behind them"), ("gemma3", "see tokens behind them")]
 )
 def test_pictures_that_see_their_own_future_are_refused(name: str, why: str) -> None:
-    assert why in str(why_not_packed(bed(name).model, Collate(bed(name).processor), 100))
+    assert why in str(why_not_packed(bed(name).model, Collate(bed(name).processor)))
 
 
 @pytest.mark.parametrize("adapter", [Prefix(tokens=3), Prompt(tokens=3), Peft("P_TUNING", {"num_virtual_tokens": 3})])
 def test_virtual_tokens_are_refused(adapter: Adapter) -> None:
     b = build("llava")
-    assert "virtual tokens" in str(why_not_packed(adapter.attach(loaded(b)), Collate(b.processor), 100))
+    assert "virtual tokens" in str(why_not_packed(adapter.attach(loaded(b)), Collate(b.processor)))
 
 
-def test_a_sliding_window_is_refused_where_a_row_is_longer() -> None:
+def test_a_sliding_window_is_known() -> None:
     b = build("mistral3")
     b.model.config.text_config.sliding_window = 64
     b.model.config.text_config.layer_types = ["sliding_attention"] * 2
-    assert why_not_packed(b.model, Collate(b.processor), 64) is None
-    assert "sliding window of 64" in str(why_not_packed(b.model, Collate(b.processor), 65))
+    assert why_not_packed(b.model, Collate(b.processor)) is None
+    assert sliding_window(b.model) == 64
+    assert sliding_window(bed("llava").model) is None
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
