@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.sample import Sample
@@ -107,8 +107,8 @@ class MLLMModule(L.LightningModule):
         if self._trainer is not None:
             check_trainer(self._trainer)
         precision = str(self._trainer.precision) if self._trainer is not None else None
-        if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
-            self.backbone.dtype = "float32"
+        if self.backbone.dtype == "auto" and precision is not None:
+            self.backbone.dtype = frozen_dtype(precision)
         from_base = self.importance is not None and self.importance.needs_reference and self.importance.from_base
         self.loaded = self.start.load(self.backbone, self.adapter if from_base else None)
         # The adapter's initialisation must not depend on what drew random numbers before it.
