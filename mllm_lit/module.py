@@ -163,10 +163,11 @@ class MLLMModule(L.LightningModule):
 
         assert self.net is not None
         groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
-        # A fused AdamW divides by the loss's scale in its kernel, after rules and clipping have seen the gradients.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = not scaled and all(p.device.type == "cuda" for group in groups for p in group["params"])
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizer: Any = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
+        # Left to the fused kernel, a gradient scaler's division would come after rules and clipping: Lightning refuses
+        # to clip for an optimizer that offers it, under bf16-mixed, too.
+        optimizer._step_supports_amp_scaling = False
         steps = int(self.trainer.estimated_stepping_batches)
         warm = round(self.warmup * steps)
         scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=warm, num_training_steps=steps)
