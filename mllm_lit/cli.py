@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import yaml
 from jsonargparse import set_parsing_settings
-from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,6 +24,7 @@ from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.parsing import check_files, keep_null, whole_numbers_first
 from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
+from mllm_lit.trainer import MLLMTrainer
 
 COMMANDS = ("fit", "validate", "test", "predict")
 
@@ -31,7 +32,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 class SaveResolvedConfig(SaveConfigCallback):
     """Keeps the resolved configuration beside the run, and as text in TensorBoard."""
 
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Write the file to the run directory, whatever the logger."""
         folder = run_directory(trainer)
         if folder is None or self.already_saved or not trainer.is_global_zero:
@@ -42,7 +43,7 @@ class SaveResolvedConfig(SaveConfigCallback):
         self.save_config(trainer, pl_module, stage)
         self.already_saved = True
 
-    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+    def save_config(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Add the text."""
         text = self.parser.dump(self.config, skip_none=False)
         for logger in trainer.loggers:
@@ -69,6 +70,7 @@ class MLLMCLI(LightningCLI):
         super().__init__(
             MLLMModule,
             MLLMDataModule,
+            trainer_class=MLLMTrainer,
             subclass_mode_data=True,
             save_config_callback=SaveResolvedConfig,
             save_config_kwargs={"config_filename": name, "overwrite": True},
@@ -128,7 +130,7 @@ class MLLMCLI(LightningCLI):
         check_seed("seed_everything", None if isinstance(seed, bool) else seed)
         super()._set_seed()
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer with this package's callbacks."""
         config, trainer = self.config, self.config_init["trainer"]
         logger: Any = trainer.get("logger")
@@ -168,7 +170,7 @@ class MLLMCLI(LightningCLI):
 class Built(NamedTuple):
     """What a configuration makes: ``trainer.fit(module, data)`` is the run that the command line would do."""
 
-    trainer: Trainer
+    trainer: L.Trainer
     module: MLLMModule
     data: MLLMDataModule
 

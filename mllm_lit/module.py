@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
+from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.packed import PackedCollate
@@ -109,8 +109,8 @@ class MLLMModule(L.LightningModule):
         if self._trainer is not None:
             check_trainer(self._trainer)
         precision = str(self._trainer.precision) if self._trainer is not None else None
-        if self.backbone.dtype == "auto" and precision is not None and "bf16" not in precision:
-            self.backbone.dtype = "float32"
+        if self.backbone.dtype == "auto" and precision is not None:
+            self.backbone.dtype = frozen_dtype(precision)
         from_base = self.importance is not None and self.importance.needs_reference and self.importance.from_base
         self.loaded = self.start.load(self.backbone, self.adapter if from_base else None)
         # The adapter's initialisation must not depend on what drew random numbers before it.
@@ -165,10 +165,11 @@ class MLLMModule(L.LightningModule):
 
         assert self.net is not None
         groups = self.adapter.parameter_groups(self.net, self._loaded.layout)
-        # A fused AdamW divides by the loss's scale in its kernel, after rules and clipping have seen the gradients.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        fused = not scaled and all(p.device.type == "cuda" for group in groups for p in group["params"])
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
+        fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+        optimizer: Any = torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused or None)
+        # Left to the fused kernel, a gradient scaler's division would come after rules and clipping: Lightning refuses
+        # to clip for an optimizer that offers it, under bf16-mixed, too.
+        optimizer._step_supports_amp_scaling = False
         steps = int(self.trainer.estimated_stepping_batches)
         warm = round(self.warmup * steps)
         scheduler = get_scheduler(self.schedule, optimizer, num_warmup_steps=warm, num_training_steps=steps)

@@ -25,6 +25,7 @@ def summarise(
     after: Scores,
     parameters: dict[str, int],
     cost: dict[str, float],
+    precision: dict[str, str],
 ) -> dict[str, Any]:
     """Put a run's results into the form of ``summary.json``.
 
@@ -37,6 +38,7 @@ def summarise(
         after: Scores of the trained model.
         parameters: ``total`` and ``trainable``.
         cost: Time, tokens, memory and operations of the training.
+        precision: What was computed in (``used``), and ``why``.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, headline in headlines.items():
@@ -60,6 +62,7 @@ def summarise(
         "sources": {name: rows[name] for name in sources},
         "tradeoff": trade,
         "cost": cost,
+        "precision": precision,
         "scores": {"before": before, "after": after},
         "versions": {package: version(package) for package in PACKAGES},
         "commit": commit(),

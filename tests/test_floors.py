@@ -16,7 +16,7 @@ FLOORS = (
     ("adapters", "answers", "packed_rows"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("inference", "sources", "run_directory"),
+    ("inference", "sources", "run_directory", "trainer"),
     ("replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),

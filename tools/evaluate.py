@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> An
     import torch
     import torch.distributed as dist
 
-    from mllm_lit.backbones.load import context
+    from mllm_lit.backbones.load import context, frozen_dtype
     from mllm_lit.cli import build
     from mllm_lit.data.collate import Collate
     from mllm_lit.evaluation import Evaluator
@@ -67,7 +67,8 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> An
 
     run: Path | None = options.run
     if run is None:
-        longest = read_backbone(options.backbone).max_length
+        backbone = read_backbone(options.backbone)
+        longest, stored_dtype = backbone.max_length, backbone.dtype
         settings: dict[str, Any] = {
             "model": {"backbone": "mllm_lit.backbones.Backbone", "adapter": "mllm_lit.adapters.LoRA"},
             "data": DEFAULT,
@@ -75,7 +76,8 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> An
         }
     else:
         stored = run_config(run)
-        longest = stored["model"]["backbone"].get("init_args", {}).get("max_length")
+        own = stored["model"]["backbone"].get("init_args", {})
+        longest, stored_dtype = own.get("max_length"), own.get("dtype", "auto")
         settings = {key: stored[key] for key in ("seed_everything", "model", "data")}
         settings["trainer"] = {"precision": stored["trainer"]["precision"]}
         if options.start_from is not None:
@@ -83,10 +85,7 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> An
     with only_trusted((run or out) / "config.yaml", settings, options.trust):
         trainer, module, data = build(settings, [*words, "--trainer.logger", "false"])
     data.setup("test")
-    dtype = options.dtype
-    if run is not None and stored["model"]["backbone"].get("init_args", {}).get("dtype", "auto") == "auto":
-        # As the run has it: fp32 unless it computes in bf16.
-        dtype = dtype or ("float32" if "bf16" not in str(trainer.precision) else None)
+    dtype = options.dtype or (frozen_dtype(str(trainer.precision)) if stored_dtype == "auto" else None)
     tuned = load_tuned(options.backbone or "", run, options.trust, options.start_from, dtype=dtype)
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")

@@ -15,7 +15,7 @@ PROBED_ROWS = 4
 
 
 class BackboneCallback(L.Callback):
-    """Prints the table of parameters and logs it as text; stands first, ahead of what evaluates."""
+    """Prints the table of parameters and the precision, and logs the table; stands first, ahead of what evaluates."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Report, and switch off a vision cache that could never be of use."""
@@ -23,7 +23,8 @@ class BackboneCallback(L.Callback):
         report = parameter_report(pl_module.net, pl_module.loaded.layout, groups)
         if trainer.is_global_zero:
             title = f"{type(pl_module.loaded.model).__name__} from {pl_module.loaded.source}"
-            Console().print(f"{title}\n{report}", highlight=False, markup=False, soft_wrap=True)
+            precision = f"precision: {trainer.precision} ({getattr(trainer, 'precision_reason', 'as set')})"
+            Console().print(f"{title}\n{report}\n{precision}", highlight=False, markup=False, soft_wrap=True)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("parameters", report, trainer.global_step)

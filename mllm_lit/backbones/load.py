@@ -48,8 +48,8 @@ class Backbone:
 
     Args:
         path: A hub id, a local folder, or ``embedded`` for the small model that comes with the package.
-        dtype: Of the weights; ``auto`` is bf16 where a CUDA device supports it, else fp32. Adapters keep what they
-            train in fp32, whatever this says.
+        dtype: Of the weights; ``auto`` is bf16 where a CUDA device supports it, in a run :func:`frozen_dtype`, else
+            fp32. Adapters keep what they train in fp32, whatever this says.
         attn_implementation: As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
         gradient_checkpointing: Recompute activations of one role, or of both, in the backward pass (non-reentrant).
         quantization: Load the LLM's linear layers through bitsandbytes; for adapters on CUDA only.
@@ -250,6 +250,25 @@ def resolve_dtype(name: str) -> "torch.dtype":
     if name not in dtypes:
         raise BackboneError(f"dtype {name!r} is unknown; expected auto or one of {list(dtypes)}.")
     return dtypes[name]
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies matrices of bf16 in tiles, several times as fast as those of fp32."""
+    import torch
+
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
+
+
+def frozen_dtype(precision: str) -> Literal["float32", "bfloat16"]:
+    """What ``dtype: auto`` means in a run: bf16 under a precision and on a machine that compute in it.
+
+    Args:
+        precision: The trainer's.
+    """
+    if "bf16" in precision and (has_amx() or str(resolve_dtype("auto")) == "torch.bfloat16"):
+        return "bfloat16"
+    return "float32"
 
 
 def checkpoint_activations(model: Any, layout: Layout, roles: Checkpointing) -> None:

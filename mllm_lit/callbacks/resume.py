@@ -73,8 +73,9 @@ class ResumeCallback(L.Callback):
         self.changed: dict[str, tuple[Any, Any]] = {}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the settings."""
+        """Store the settings, and what ``precision: auto`` was."""
         checkpoint["settings"] = self._of(trainer)
+        checkpoint["precision"] = str(trainer.precision)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare them, the number of ranks included.
@@ -87,6 +88,10 @@ class ResumeCallback(L.Callback):
         self.changed = compare(checkpoint.get("settings", {}), self._of(trainer), self.explicit)
         for name, (old, new) in self.changed.items():
             rank_zero_info(f"From here on {name} is {new}, as given on the command line; it was {old}.")
+        here = str(trainer.precision)
+        if (before := checkpoint.get("precision", here)) != here:
+            # What trains and the optimizer's state are in fp32 under either, so nothing is lost.
+            rank_zero_info(f"From here on the precision is {here}; the checkpoint's run had {before}.")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Have Lightning start a run that is resumed after its last step, too, so that it ends with all it should."""

@@ -93,6 +93,7 @@ class SummaryCallback(L.Callback):
             after=after,
             parameters=parameters(pl_module),
             cost=self._cost(trainer, pl_module),
+            precision={"used": str(trainer.precision), "why": getattr(trainer, "precision_reason", "as set")},
         )
         path = summary.write(result, folder)
         self._log(trainer, result)

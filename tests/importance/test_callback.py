@@ -147,33 +147,6 @@ def test_a_step_that_the_scaler_skips_does_not_count(
     assert max(float(total.abs().max()) for total in state["buffers"]["gradients"].values()) < 100  # not scaled
 
 
-def test_gradients_have_their_own_scale_where_a_scaler_is_used(tiny_folder: Path) -> None:
-    """A fused AdamW would leave the scale in what rules and clipping see; see its use in configure_optimizers."""
-    from mllm_lit.adapters import Full
-    from mllm_lit.backbones import Backbone
-    from mllm_lit.module import MLLMModule
-
-    class OnDevice(Full):
-        def parameter_groups(self, model: Any, layout: Any) -> Any:
-            return [{"params": [SimpleNamespace(device=torch.device("cuda"))], "lr": 1.0}]
-
-    module = MLLMModule(Backbone(str(tiny_folder)), OnDevice())
-    module.configure_model()
-    fused: dict[bool, Any] = {}
-    for scaled in (False, True):
-        plugin = SimpleNamespace(scaler=object() if scaled else None)
-        module._trainer = SimpleNamespace(precision_plugin=plugin, estimated_stepping_batches=1)  # type: ignore[assignment]
-
-        def made(groups: Any, scaled: bool = scaled, **settings: Any) -> torch.optim.Optimizer:
-            fused[scaled] = settings["fused"]
-            return torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.optim, "AdamW", made)
-            module.configure_optimizers()
-    assert fused == {False: True, True: None}
-
-
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_rules_see_the_gradient_of_the_mean_loss(
     accumulate: int, config: Path, monkeypatch: pytest.MonkeyPatch

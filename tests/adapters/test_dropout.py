@@ -1,0 +1,98 @@
+"""LoRA's dropout with packed masks: the same Bernoulli as torch's, seeded, and drawn again alike by recomputation."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mllm_lit.adapters import LoRA
+from mllm_lit.adapters.dropout import PackedDropout
+from mllm_lit.backbones.layout import find_layout
+from mllm_lit.backbones.load import LoadedBackbone, checkpoint_activations
+from tests.tiny import tiny_backbone
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.5, 0.9])
+def test_each_element_is_dropped_independently_with_p(p: float) -> None:
+    torch.manual_seed(0)
+    count = 400_000
+    kept = PackedDropout(p)(torch.ones(count)).ne(0).double()
+    spread = (p * (1 - p) / count) ** 0.5
+    assert float(kept.mean()) == pytest.approx(1 - p, abs=4 * spread)
+    four = kept.view(-1, 4)
+    assert four.mean(0).tolist() == pytest.approx([1 - p] * 4, abs=8 * spread)  # every quarter of a word
+    for lag in (1, 2, 3, 4):  # neighbours, in one word and across
+        both = float((kept[lag:] * kept[:-lag]).mean())
+        assert both == pytest.approx((1 - p) ** 2, abs=5 * spread)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 11)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_is_scaled_so_that_the_mean_stays(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    dropout, x = PackedDropout(0.5), torch.ones(shape, dtype=dtype, requires_grad=True)
+    torch.manual_seed(1)
+    out = dropout(x)
+    assert (out.shape, out.dtype) == (x.shape, dtype)
+    assert set(out.detach().unique().tolist()) <= {0.0, 2.0}
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+    rounded = round(0.05 * 2**16) / 2**16
+    values = PackedDropout(0.05)(torch.ones(1000)).unique()
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - rounded)]), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize(("p", "value"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_ends_are_torchs(p: float, value: float) -> None:
+    assert torch.equal(PackedDropout(p)(torch.ones(5)), torch.full((5,), value))
+
+
+def test_evaluation_drops_nothing() -> None:
+    assert torch.equal(PackedDropout(0.5).eval()(torch.ones(9)), torch.ones(9))
+
+
+def test_recomputation_draws_the_same_mask() -> None:
+    layer = nn.Sequential(PackedDropout(0.5), nn.Linear(64, 64), PackedDropout(0.5))
+    x = torch.randn(8, 64)
+    grads = []
+    for recompute in (False, True):
+        torch.manual_seed(3)
+        layer.zero_grad()
+        out = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        out.square().sum().backward()
+        assert layer[1].weight.grad is not None
+        grads.append(layer[1].weight.grad.clone())
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_loras_masks_follow_the_seed_with_and_without_checkpointing(dora: bool) -> None:
+    found: list[dict[str, Any]] = []
+    for seed, recompute in ((1, False), (1, True), (2, False)):
+        model, processor = tiny_backbone()
+        layout = find_layout(model)
+        if recompute:
+            checkpoint_activations(model, layout, "llm")
+        net = LoRA(rank=4, dropout=0.3, use_dora=dora, init="gaussian").attach(
+            LoadedBackbone(model, processor, layout, "", "")
+        )
+        drops = [module for module in net.modules() if isinstance(module, nn.Dropout) and module.p == 0.3]
+        assert len(drops) == 14
+        assert all(isinstance(module, PackedDropout) for module in drops)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            for name, parameter in net.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator).abs() * 0.05)
+        torch.manual_seed(seed)
+        ids = torch.arange(5, 45).view(2, 20)
+        loss = net(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+        found.append({"loss": loss.detach(), **grads})
+    plain, recomputed, other = found
+    for name, value in plain.items():
+        torch.testing.assert_close(recomputed[name], value)
+    assert plain["loss"] != other["loss"]
