@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
+from mllm_lit.allocator import give_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context
@@ -254,6 +255,12 @@ class MLLMModule(L.LightningModule):
         for group in optimizer.param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Free the gradients of a step that was made; Lightning would hold them while the next loss is computed."""
+        if not self._window and not self._hidden:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
+
     # ---- evaluation: a loader's one batch is an evaluator ------------------------------------------------------------
 
     def evaluate(self, evaluator: Evaluator, phase: str, limit: float | None = None) -> Result:
@@ -275,16 +282,20 @@ class MLLMModule(L.LightningModule):
                 if hook is not None:
                     hook(trainer, self)
 
-        return evaluator.run(
-            self.net,
-            phase,
-            folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
-            context=trainer.precision_plugin.forward_context,
-            in_step=self._in_step,
-            limit=limit if isinstance(limit, int) else None,
-            progress=trainer.progress_bar_callback is not None,
-            after_batch=after_batch,
-        )
+        give_back()  # Training and evaluation take pieces of other sizes: each would lie beside the other's.
+        try:
+            return evaluator.run(
+                self.net,
+                phase,
+                folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
+                context=trainer.precision_plugin.forward_context,
+                in_step=self._in_step,
+                limit=limit if isinstance(limit, int) else None,
+                progress=trainer.progress_bar_callback is not None,
+                after_batch=after_batch,
+            )
+        finally:
+            give_back()
 
     def validation_step(self, batch: Evaluator, batch_idx: int) -> Result | None:  # type: ignore[override]
         """Evaluate, and log ``val/SET/SCORE``; not in Lightning's sanity check."""
