@@ -39,7 +39,8 @@ class MLLMModule(L.LightningModule):
         backbone: The pre-trained model.
         adapter: What of it is trained, and at which learning rates.
         importance: How updates may land on what is trained; ``None`` lets them land as they are.
-        vision_cache: Where a frozen vision encoder's features are kept; ``None`` computes them in every step.
+        vision_cache: Where a frozen vision encoder's features are kept; ``auto`` keeps them in memory where training
+            looks at pictures again and they fit, ``None`` computes them each time.
         schedule: Of the learning rates after warm-up.
         warmup: Share of the optimizer steps in which learning rates rise from zero.
         betas: AdamW's.
@@ -64,13 +65,13 @@ class MLLMModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         max_new_tokens: int | None = None,
-        vision_cache: VisionCache | None = None,
+        vision_cache: VisionCache | Literal["auto"] | None = "auto",
         importance_log_every: int = 50,
         start_from: RunPath | str | None = None,
         start: How = "keep",
     ) -> None:
         super().__init__()
-        self.vision_cache = vision_cache
+        self.vision_cache: VisionCache | Literal["auto"] | None = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
         self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
@@ -120,7 +121,7 @@ class MLLMModule(L.LightningModule):
         self.start_identity = self.start.identity(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
-        if self.vision_cache is not None:
+        if isinstance(self.vision_cache, VisionCache):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         strategy = self._trainer.strategy if self._trainer is not None else None
         self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
