@@ -22,7 +22,7 @@ from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
-from mllm_lit.parsing import check_files, keep_null, whole_numbers_first
+from mllm_lit.parsing import auto_beside_a_class, check_files, keep_null, whole_numbers_first
 from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
 
@@ -64,6 +64,7 @@ class MLLMCLI(LightningCLI):
         refuse_replaced(words)
         check_files(words)
         keep_null()
+        auto_beside_a_class()
         whole_numbers_first()
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         name = "config.yaml" if command == "fit" else f"config_{command}.yaml"

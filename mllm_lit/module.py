@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
+from mllm_lit.allocator import memory_given_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
@@ -40,7 +41,8 @@ class MLLMModule(L.LightningModule):
         backbone: The pre-trained model.
         adapter: What of it is trained, and at which learning rates.
         importance: How updates may land on what is trained; ``None`` lets them land as they are.
-        vision_cache: Where a frozen vision encoder's features are kept; ``None`` computes them in every step.
+        vision_cache: Where a frozen vision encoder's features are kept; ``auto`` keeps them in memory where training
+            looks at pictures again and they fit, ``None`` computes them each time.
         schedule: Of the learning rates after warm-up.
         warmup: Share of the optimizer steps in which learning rates rise from zero.
         betas: AdamW's.
@@ -65,13 +67,13 @@ class MLLMModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         max_new_tokens: int | None = None,
-        vision_cache: VisionCache | None = None,
+        vision_cache: VisionCache | Literal["auto"] | None = "auto",
         importance_log_every: int = 50,
         start_from: RunPath | str | None = None,
         start: How = "keep",
     ) -> None:
         super().__init__()
-        self.vision_cache = vision_cache
+        self.vision_cache: VisionCache | Literal["auto"] | None = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
         self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
@@ -121,7 +123,7 @@ class MLLMModule(L.LightningModule):
         self.start_identity = self.start.identity(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
-        if self.vision_cache is not None:
+        if isinstance(self.vision_cache, VisionCache):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         strategy = self._trainer.strategy if self._trainer is not None else None
         self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
@@ -271,6 +273,12 @@ class MLLMModule(L.LightningModule):
         for group in optimizer.param_groups:
             self.log(f"lr/{group['name']}", group["lr"])
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Free the gradients of a step that was made; Lightning would hold them while the next loss is computed."""
+        if not self._window and not self._hidden:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
+
     # ---- evaluation: a loader's one batch is an evaluator ------------------------------------------------------------
 
     def evaluate(self, evaluator: Evaluator, phase: str, limit: float | None = None) -> Result:
@@ -292,7 +300,7 @@ class MLLMModule(L.LightningModule):
                 if hook is not None:
                     hook(trainer, self)
 
-        with attention(self._loaded.model, "sdpa" if self._attends_otherwise else None):
+        with attention(self._loaded.model, "sdpa" if self._attends_otherwise else None), memory_given_back():
             return evaluator.run(
                 self.net,
                 phase,

@@ -67,6 +67,22 @@ def keep_null() -> None:
     _typehints.adapt_class_type = adapt_class_type
 
 
+def auto_beside_a_class() -> None:
+    """Let ``--model.vision_cache.gigabytes 1`` be an argument of the class where ``auto`` stood before.
+
+    jsonargparse takes a word that stood there for the class's name.
+    """
+    if hasattr(_typehints, "takes_auto"):
+        return
+    plain: Any = _typehints.subclass_spec_as_namespace
+
+    def subclass_spec_as_namespace(value: Any, before: Any = None) -> Any:
+        return plain(value, None if before == "auto" else before)
+
+    _typehints.subclass_spec_as_namespace = subclass_spec_as_namespace
+    _typehints.takes_auto = True  # type: ignore[attr-defined]
+
+
 def whole_numbers_first() -> None:
     """Let ``--trainer.limit_test_batches 1`` be one batch, and not 1.0, which is all of them.
 

@@ -1,6 +1,7 @@
 """Says at the start of a run what each role of the backbone holds and trains, and looks after the vision cache."""
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
+from mllm_lit.backbones.pictures import cache_if_it_pays, looks_at
 from mllm_lit.backbones.report import parameter_report
 
 PROBED_ROWS = 4
@@ -18,21 +20,68 @@ class BackboneCallback(L.Callback):
     """Prints the table of parameters and the precision, and logs the table; stands first, ahead of what evaluates."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Report, and switch off a vision cache that could never be of use."""
+        """Report, and see to the vision cache."""
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         report = parameter_report(pl_module.net, pl_module.loaded.layout, groups)
+        told = self._keep_features(trainer, pl_module)
         if trainer.is_global_zero:
             title = f"{type(pl_module.loaded.model).__name__} from {pl_module.loaded.source}"
             precision = f"precision: {trainer.precision} ({getattr(trainer, 'precision_reason', 'as set')})"
-            Console().print(f"{title}\n{report}\n{precision}", highlight=False, markup=False, soft_wrap=True)
+            parts = filter(None, (title, report, precision, told))
+            Console().print("\n".join(parts), highlight=False, markup=False, soft_wrap=True)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("parameters", report, trainer.global_step)
-        if pl_module.vision_cache is not None:
-            loader: Any = trainer.train_dataloader
-            rows = (row for row in loader.dataset if row.images)
-            if pictures_change(loader.collate_fn, [row for row, _ in zip(rows, range(PROBED_ROWS), strict=False)]):
-                pl_module.vision_cache.detach("training pictures are augmented, so none is seen twice.")
+                logger.experiment.add_text("parameters", f"{report}\n\n{told}", trainer.global_step)
+
+    def _keep_features(self, trainer: L.Trainer, module: Any) -> str:
+        """Decide on a vision cache that was left to the run, and drop one that could never be of use."""
+        cache = module.vision_cache
+        if cache is None:
+            return ""
+        loader: Any = trainer.train_dataloader
+        if cache != "auto":
+            if pictures_change(loader.collate_fn, some_with_pictures(loader.dataset)):
+                cache.detach("training pictures are augmented, so none is seen twice.")
+            return ""
+
+        def probe() -> int:
+            rows = some_with_pictures(loader.dataset) or some_with_pictures(
+                sample for samples, _ in evaluated(trainer) for sample in samples
+            )
+            if pictures_change(loader.collate_fn, rows):
+                return 0
+            batch = loader.collate_fn(rows).to(module.device)
+            with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+                module.net(**batch.inputs, use_cache=False, logits_to_keep=1)
+            return len({image for row in rows for image in row.images})
+
+        roles = {module.loaded.layout.role_of(name) for name, _ in module.trainable()}
+        seen = looks_at(loader.dataset, epochs_of(trainer), evaluated(trainer), trainer.world_size)
+        kept, told = cache_if_it_pays(module.loaded, roles, seen, probe, trainer.num_devices)
+        module.vision_cache = kept or "auto"
+        return told
+
+
+def some_with_pictures(rows: Iterable[Any]) -> list[Any]:
+    """The first rows that have one."""
+    return list(islice((row for row in rows if row.images), PROBED_ROWS))
+
+
+def epochs_of(trainer: L.Trainer) -> float:
+    """How often a run goes through its training rows."""
+    batches = float(trainer.estimated_stepping_batches) * trainer.accumulate_grad_batches
+    return batches / max(1.0, float(trainer.num_training_batches))
+
+
+def evaluated(trainer: L.Trainer) -> list[tuple[list[Any], int]]:
+    """The samples of every set that a run evaluates, and how often."""
+    sets = getattr(getattr(trainer, "datamodule", None), "sets", {})
+    twice = any(getattr(callback, "scores_before_and_after", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    between = float(trainer.val_check_batch or "inf") * (trainer.check_val_every_n_epoch or 1)
+    batches = epochs_of(trainer) * float(trainer.num_training_batches)
+    times = {"test": 2 * int(twice and trainer.limit_test_batches != 0)}
+    times["val"] = int(batches / between) if trainer.limit_val_batches else 0
+    return [(one.samples, times.get(phase, 0)) for phase, ones in sets.items() for one in ones]
 
 
 def pictures_change(collate: Callable[[list[Any]], Any], rows: Iterable[Any], times: int = 4) -> bool:

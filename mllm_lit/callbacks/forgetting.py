@@ -41,6 +41,9 @@ class ForgettingCallback(L.Callback):
         headlines: Set -> name of the score that a table shows, the target first.
     """
 
+    scores_before_and_after = True
+    """Tells what counts the looks at pictures."""
+
     def __init__(self, keep: Path | None = None, images: int = 8) -> None:
         self.kept = None if keep is None else ScoresKept(keep)
         self.images = images

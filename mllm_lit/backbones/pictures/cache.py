@@ -42,7 +42,7 @@ class VisionCache:
         self._kept: dict[Key, list[Tensor]] = {}
         self._file: FeatureFile | None = None
         self._tower: nn.Module | None = None
-        self._full = self._probed = False
+        self._full = self._probed = self._alone = False
 
     def attach(self, loaded: "LoadedBackbone", trained: Iterable[Role]) -> bool:
         """Stand in front of the vision encoder, unless it is trained.
@@ -68,26 +68,36 @@ class VisionCache:
                 f"vision_cache needs one vision encoder ahead of the connector; in {name} {why}. "
                 "Set vision_cache: null."
             )
-        self._tower = tower = loaded.model.get_submodule(layout.vision[0])
+        tower = loaded.model.get_submodule(layout.vision[0])
         if any(hasattr(parameter, "placements") for parameter in tower.parameters()):
             raise VisionCacheError(
                 "vision_cache: the vision encoder is sharded, and ranks that skip it would leave the others waiting. "
                 "Set vision_cache: null, or train with DDP."
             )
-        self._identity, self._give_back = loaded.identity, in_front(tower, "forward", self._cached)
+        self._tower, self._identity = tower, loaded.identity
+        self._give_back = in_front(tower, "forward", self._cached)
         return True
 
     def detach(self, why: str) -> None:
         """Give the encoder back and drop everything; ``why`` goes into the message."""
-        if self._tower is not None:
-            self._give_back()
-            self._tower, self._kept, self._file, self.bytes = None, {}, None, 0
+        if self.release():
             self._say(f"{why} The cache is off.")
+
+    def release(self) -> bool:
+        """As :meth:`detach`, without a word; whether there was anything to give back."""
+        if self._tower is None:
+            return False
+        self._give_back()
+        self._tower, self._kept, self._file, self.bytes = None, {}, None, 0
+        return True
 
     def _cached(self, forward: Any, *args: Any, **kwargs: Any) -> Any:
         pixels, *_ = [*args, *kwargs.values()]
         keys = picture_keys([*enumerate(args), *sorted(kwargs.items())], pixels)
         self.looked_up += len(keys)
+        # Several threads split a product by its rows, so a picture's rounding would depend on the batch that it first
+        # came in, and a resumed run would differ in the last bits.
+        self._alone = pixels.device.type == "cpu" and torch.get_num_threads() > 1
         if self.folder is not None and self._file is None:
             self._open(self.folder, pixels)
         fresh = {key: place for key, place in first_places(keys).items() if key not in self._kept}
@@ -109,7 +119,10 @@ class VisionCache:
 
     def _made(self, encode: Callable[[list[int]], list[Tensor]], places: list[int]) -> list[list[Tensor]]:
         """What the encoder makes of some pictures of a batch, by picture."""
-        parts = encode(places)
+        if self._alone:
+            parts = [torch.cat(part) for part in zip(*(encode([place]) for place in places), strict=True)]
+        else:
+            parts = encode(places)
         self.encoded += len(places)
         if not parts or any(len(part) != len(places) for part in parts):
             shapes = [tuple(part.shape) for part in parts]
@@ -117,7 +130,7 @@ class VisionCache:
                 f"vision_cache: {type(self._tower).__name__} made {shapes} of {len(places)} pictures, which cannot be "
                 "told apart by picture. Set vision_cache: null."
             )
-        if len(places) > 1 and not self._probed:
+        if len(places) > 1 and not self._probed and not self._alone:
             self._probed = True
             alone = encode(places[:1])
             gap = max(float((one[0] - part[0]).abs().max()) for one, part in zip(alone, parts, strict=True))
