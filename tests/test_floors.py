@@ -8,7 +8,7 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing"),
+    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "begin"),
     ("backbones",),
     ("data",),
     ("metrics",),
