@@ -2,8 +2,8 @@
 
     python benchmarks/trainers.py NAME SETTINGS.json
 
-Called by ``benchmarks/throughput.py``, whose settings name weights, rows and adapter; writes what was seen of every step
-to the file that they name.
+Called by ``benchmarks/throughput.py``, whose settings name weights, rows and adapter; writes what was seen of every
+step to the file that they name.
 """
 
 import json
@@ -169,13 +169,13 @@ def peer_arguments(settings: dict[str, Any]) -> dict[str, Any]:
 
 def peer_rows(settings: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows as question, answer and path of the picture, in the order in which this package has trained on them."""
-    root = Path(settings["rows"])
-    entries = {entry["id"]: entry for entry in json.loads((root / "train.json").read_text(encoding="utf-8"))}
-    rows = []
+    file = Path(settings["rows"]) / "train.json"
+    entries = {entry["id"]: entry for entry in json.loads(file.read_text(encoding="utf-8"))}
+    rows: list[dict[str, Any]] = []
     for name in settings["order"]:
         question, answer = (turn["value"] for turn in entries[name]["conversations"])
-        image = str(root / entries[name]["image"])
-        rows.append({"image": image, "question": question.removeprefix("<image>\n"), "answer": answer})
+        images = [entries[name]["image"]] if "image" in entries[name] else []
+        rows.append({"images": images, "question": question, "answer": answer})
     return rows
 
 
@@ -212,14 +212,14 @@ def hugging_face(settings: dict[str, Any], record: Record) -> None:
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         whole, asked, images = [], [], []
         for row in rows:
-            content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+            content = [*({"type": "image"} for _ in row["images"]), {"type": "text", "text": row["question"]}]
             turns = [{"role": "user", "content": content}]
             asked.append(processor.apply_chat_template(turns, add_generation_prompt=True))
             turns.append({"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]})
             whole.append(processor.apply_chat_template(turns))
-            with Image.open(row["image"]) as image:
-                images.append([image.convert("RGB")])
-        batch = processor(text=whole, images=images, padding=True, padding_side="left", return_tensors="pt")
+            images.append([Image.open(image).convert("RGB") for image in row["images"]])
+        shown = {"images": images} if any(images) else {}
+        batch = processor(text=whole, **shown, padding=True, padding_side="left", return_tensors="pt")
         lengths = [[len(ids) for ids in processor.tokenizer(texts)["input_ids"]] for texts in (whole, asked)]
         labels = torch.full_like(batch["input_ids"], -100)
         for row, (all_, prompt) in enumerate(zip(*lengths, strict=True)):
@@ -239,13 +239,14 @@ def trl(settings: dict[str, Any], record: Record) -> None:
     model, processor = peer_model(settings)
     rows = [
         {
-            "images": [row["image"]],
+            "images": row["images"],
             "prompt": [{"role": "user", "content": row["question"]}],
             "completion": [{"role": "assistant", "content": row["answer"]}],
         }
         for row in peer_rows(settings)
     ]
-    data = Dataset.from_list(rows).cast_column("images", List(Image()))
+    data = Dataset.from_list(rows)
+    data = data.cast_column("images", List(Image())) if rows[0]["images"] else data.remove_columns("images")
     arguments = SFTConfig(**peer_arguments(settings), max_length=None)
     run_peer(SFTTrainer(model, arguments, train_dataset=data, processing_class=processor), settings, record)
 
