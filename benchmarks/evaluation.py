@@ -67,7 +67,7 @@ def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -
     """A row at a time, the pictures encoded in each pass."""
     found = Answers([], [], [])
     for row in rows:
-        batch = collate([row])
+        batch = collate([row]).to(model.device)
         found.texts.extend(greedy_answers(model, collate, batch, new))
         with torch.no_grad():
             nll, counts = answer_nll(model, batch)
@@ -77,12 +77,12 @@ def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -
 
 
 def in_batches(
-    make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int
+    make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int, device: Any
 ) -> Answers:
     """Batches of so many rows."""
     found = Answers([], [], [])
     for start in range(0, len(rows), size):
-        part = run(make(list(rows[start : start + size])))
+        part = run(make(list(rows[start : start + size])).to(device))
         for all_rows, more in zip(vars(found).values(), vars(part).values(), strict=True):
             all_rows.extend(more)
     return found
@@ -94,7 +94,14 @@ def apart(some: Answers, others: Answers) -> float:
 
 
 def measure(
-    model: Any, processor: Any, rows: Sequence[Sample], counts: tuple[int, int, int], size: int, new: int, repeat: int
+    model: Any,
+    processor: Any,
+    rows: Sequence[Sample],
+    counts: tuple[int, int, int],
+    size: int,
+    new: int,
+    repeat: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Any]:
     """Let the three ways take turns on the first so many of the rows each."""
     collate = Collate(processor, with_prompt=True)
@@ -104,19 +111,19 @@ def measure(
     ways: dict[str, Callable[[Sequence[Sample]], Answers]] = {
         "one by one": lambda rows: one_by_one(model, collate, rows, new),
         "whole rows": lambda rows: in_batches(
-            collate, lambda batch: answers_of_whole_rows(model, collate, batch, new), rows, size
+            collate, lambda batch: answers_of_whole_rows(model, collate, batch, new), rows, size, model.device
         ),
         "one prefill": lambda rows: in_batches(
-            shared, lambda batch: answers_from_shared_pictures(model, collate, batch, new), rows, size
+            shared, lambda batch: answers_from_shared_pictures(model, collate, batch, new), rows, size, model.device
         ),
     }
     seconds: dict[str, float] = {}
     answers: dict[str, Answers] = {}
     for _ in range(repeat):
         for (name, way), count in zip(ways.items(), counts, strict=True):
-            begin = time.process_time()
+            begin = clock()
             answers[name] = way(rows[:count])
-            taken = (time.process_time() - begin) / count
+            taken = (clock() - begin) / count
             seconds[name] = min(taken, seconds.get(name, taken))
     alone, whole, mine = answers.values()
     per = {name: 1 / value for name, value in seconds.items()}

@@ -94,8 +94,8 @@ def main_job(result: Mapping[str, Any]) -> Lines:
     yield from said(
         f"The training of the README's first command took {seconds:.0f} s ({cost['steps']} steps, {cost['tokens']:,}",
         "tokens), what is scored before, during and after it left out; the process held",
-        f"{cost['peak_memory_bytes'] / MB:.0f} MB at its peak. The aim is {MAIN_JOB_SECONDS} s for the whole command on",
-        f"two quiet cores{missed}.",
+        f"{cost['peak_memory_bytes'] / MB:.0f} MB at its peak. The aim for the whole command is",
+        f"{MAIN_JOB_SECONDS} s on two quiet cores{missed}.",
     )
     yield from said(measured_on(result))
 

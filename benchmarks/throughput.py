@@ -30,6 +30,7 @@ from typing import Any
 
 from machine import PACKAGES, made_with
 from models import asked, random_model
+from trainers import conversations
 
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.load import EMBEDDED
@@ -107,11 +108,7 @@ def write_rows(folder: Path, questions: list[Sample], cell: Cell, count: int, si
     samples = list(islice(cycle(questions), count))
     if cell.questions:
         samples = asked(questions, cell.questions, count // cell.questions, side, folder)
-    rows: list[dict[str, Any]] = []
-    for number, row in enumerate(samples):
-        said = [{"from": "human", "value": row.question}, {"from": "gpt", "value": row.answer}]
-        shown = {"image": str(row.images[0])} if row.images else {}
-        rows.append({"id": str(number), "conversations": said, **shown})
+    rows = conversations(samples)
     for split, chosen in {"train": rows, "val": rows[:1], "test": rows[:1]}.items():
         (folder / f"{split}.json").write_text(json.dumps(chosen), encoding="utf-8")
 

@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ class Record:
         """A step is done."""
         self.cpu.append(time.process_time())
         self.wall.append(time.perf_counter())
+
+
+def conversations(samples: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows in LLaVA's format, numbered, which every trainer reads."""
+    rows: list[dict[str, Any]] = []
+    for number, sample in enumerate(samples):
+        said = [{"from": "human", "value": sample.question}, {"from": "gpt", "value": sample.answer}]
+        shown = {"image": str(sample.images[0])} if sample.images else {}
+        rows.append({"id": str(number), "conversations": said, **shown})
+    return rows
 
 
 def ours(settings: dict[str, Any], record: Record) -> None:
@@ -202,12 +212,9 @@ def run_peer(trainer: Any, settings: dict[str, Any], record: Record) -> None:
     record.order = settings["order"]
 
 
-def hugging_face(settings: dict[str, Any], record: Record) -> None:
-    """``transformers.Trainer`` with a collator as its documentation writes it, labels on the answers only."""
+def answers_labelled(processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """A collator as the Trainer's documentation writes one for pictures, with labels on the answers only."""
     from PIL import Image
-    from transformers import Trainer, TrainingArguments
-
-    model, processor = peer_model(settings)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
         whole, asked, images = [], [], []
@@ -226,9 +233,17 @@ def hugging_face(settings: dict[str, Any], record: Record) -> None:
             labels[row, prompt - all_ :] = batch["input_ids"][row, prompt - all_ :]
         return {**batch, "labels": labels}
 
+    return collate
+
+
+def hugging_face(settings: dict[str, Any], record: Record) -> None:
+    """``transformers.Trainer``."""
+    from transformers import Trainer, TrainingArguments
+
+    model, processor = peer_model(settings)
     arguments = TrainingArguments(**peer_arguments(settings))
-    trainer = Trainer(model, arguments, data_collator=collate, train_dataset=peer_rows(settings))  # type: ignore[arg-type]
-    run_peer(trainer, settings, record)
+    collate, rows = answers_labelled(processor), peer_rows(settings)
+    run_peer(Trainer(model, arguments, data_collator=collate, train_dataset=rows), settings, record)  # type: ignore[arg-type]
 
 
 def trl(settings: dict[str, Any], record: Record) -> None:
