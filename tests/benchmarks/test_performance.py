@@ -58,11 +58,12 @@ def test_a_result_that_is_not_there_has_no_section(tmp_path: Path) -> None:
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Training beside other trainers"]
 
 
-def test_the_fastest_of_the_turns_counts() -> None:
+def test_the_fastest_step_of_the_turns_counts() -> None:
     from throughput import best
 
     turn = {"rows": [4, 4, 4], "label_tokens": [8, 8, 8], "losses": [1.0], "alone": None, "wall": [1.0, 2.0, 3.0]}
-    slow, fast = turn | {"cpu": [9.0, 11.0, 13.0], "peak_bytes": 5}, turn | {"cpu": [9.0, 10.0, 11.0], "peak_bytes": 7}
+    slow, fast = turn | {"cpu": [9.0, 11.0, 13.0], "peak_bytes": 5}, turn | {"cpu": [1.0, 3.0, 4.0], "peak_bytes": 7}
     found = best([slow, fast], first=1)
     assert (found["rows per second"], found["label tokens per second"], found["peak_memory_bytes"]) == (4.0, 8.0, 5)
     assert best([slow, {"error": "x"}], first=1) == {"error": "x"}
+    assert "error" in best([slow | {"cpu": [9.0]}], first=1)
