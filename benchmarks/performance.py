@@ -185,6 +185,14 @@ def gpu(result: Mapping[str, Any]) -> Lines:
     if peak := result.get("peak FLOPS"):
         yield from said(f"MFU assumes {peak / 1e12:.0f} TFLOPS, {result['peak of']}.")
     yield from said(measured_on(result))
+    pairs = [
+        (seen["ours"].get("first loss"), seen["Trainer"].get("first loss")) for seen in result["training"].values()
+    ]
+    apart = max((abs(mine - theirs) for mine, theirs in pairs if None not in (mine, theirs)), default=None)
+    yield from said(
+        "Ratios are of rows to the Trainer, which trains the same tensors on the same batches, without SPIDER.",
+        f"Their first losses differ by {apart:.1g} at most." if apart is not None else "",
+    )
     rows, failed = [], []
     for name, seen in result["training"].items():
         for trainer, one in seen.items():
@@ -213,10 +221,10 @@ def gpu(result: Mapping[str, Any]) -> Lines:
         failed.append(f"- SPIDER: {spider['error']}")
     else:
         share = spider.get("share of a step")
+        of_a_step = "" if share is None else f" ({100 * share:.1f} % of a step)"
         yield from said(
-            f"SPIDER's update of {spider['parameters'] / 1e6:.0f} M weights takes {1e3 * spider['seconds']:.1f} ms",
-            f"({100 * share:.1f} % of a step)," if share is not None else ",",
-            f"that of the five dictionaries {spider['times as fast']:.1f} times as long.",
+            f"SPIDER's update of {spider['parameters'] / 1e6:.1f} M weights takes {1e3 * spider['seconds']:.1f}",
+            f"ms{of_a_step}, that of five dictionaries {spider['times as fast']:.1f} times as long.",
         )
     if failed:
         yield from said("Not measured:")
