@@ -20,17 +20,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from models import asked, random_model
 
 from mllm_lit.answers import Answers, answer_nll, answers_of_whole_rows, greedy_answers
 from mllm_lit.backbones import Backbone
@@ -41,7 +36,6 @@ from mllm_lit.seed import run_seed
 from mllm_lit.summary import commit
 from mllm_lit.tasks import GQA, COCOCaptions, ScienceQA, VQAv2, embedded_root
 
-PATCH = 16
 EVALUATED: dict[str, tuple[Any, str]] = {
     "vqav2": (VQAv2, "val2014"),
     "gqa": (GQA, "testdev_balanced"),
@@ -69,65 +63,11 @@ SETTINGS: dict[tuple[int, int], tuple[tuple[int, int, int], int]] = {
 }
 
 
-def random_model(tokens: int, embedded: Any) -> tuple[Any, Any]:
-    """A model of SmolLM2-135M's shape with so many tokens a picture, and its processor."""
-    side = PATCH * round(tokens**0.5)
-    vision = CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=3,
-        image_size=side,
-        patch_size=PATCH,
-    )
-    text = LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
-        pad_token_id=embedded.tokenizer.pad_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=embedded.image_token_id,
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(run_seed())
-    model = LlavaForConditionalGeneration(config).eval()
-    model.generation_config.pad_token_id = embedded.tokenizer.pad_token_id
-    size = {"height": side, "width": side}
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False),
-        embedded.tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=embedded.chat_template,
-    )
-    return model, processor
-
-
-def asked(rows: Sequence[Sample], each: int, pictures: int, side: int, folder: Path) -> list[Sample]:
-    """So many of the rows on each of so many new pictures."""
-    random = np.random.default_rng(run_seed())
-    refs = []
-    for number in range(pictures):
-        refs.append(folder / f"{side}_{number}.png")
-        Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(refs[-1])
-    chosen = islice(cycle(rows), each * pictures)
-    return [replace(row, images=(refs[i // each],)) for i, row in enumerate(chosen)]
-
-
 def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -> Answers:
     """A row at a time, the pictures encoded in each pass."""
     found = Answers([], [], [])
     for row in rows:
-        batch = collate([row])
+        batch = collate([row]).to(model.device)
         found.texts.extend(greedy_answers(model, collate, batch, new))
         with torch.no_grad():
             nll, counts = answer_nll(model, batch)
@@ -137,12 +77,12 @@ def one_by_one(model: Any, collate: Collate, rows: Sequence[Sample], new: int) -
 
 
 def in_batches(
-    make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int
+    make: Callable[[list[Sample]], Any], run: Callable[[Any], Answers], rows: Sequence[Sample], size: int, device: Any
 ) -> Answers:
     """Batches of so many rows."""
     found = Answers([], [], [])
     for start in range(0, len(rows), size):
-        part = run(make(list(rows[start : start + size])))
+        part = run(make(list(rows[start : start + size])).to(device))
         for all_rows, more in zip(vars(found).values(), vars(part).values(), strict=True):
             all_rows.extend(more)
     return found
@@ -154,7 +94,14 @@ def apart(some: Answers, others: Answers) -> float:
 
 
 def measure(
-    model: Any, processor: Any, rows: Sequence[Sample], counts: tuple[int, int, int], size: int, new: int, repeat: int
+    model: Any,
+    processor: Any,
+    rows: Sequence[Sample],
+    counts: tuple[int, int, int],
+    size: int,
+    new: int,
+    repeat: int,
+    clock: Callable[[], float] = time.process_time,
 ) -> dict[str, Any]:
     """Let the three ways take turns on the first so many of the rows each."""
     collate = Collate(processor, with_prompt=True)
@@ -164,19 +111,19 @@ def measure(
     ways: dict[str, Callable[[Sequence[Sample]], Answers]] = {
         "one by one": lambda rows: one_by_one(model, collate, rows, new),
         "whole rows": lambda rows: in_batches(
-            collate, lambda batch: answers_of_whole_rows(model, collate, batch, new), rows, size
+            collate, lambda batch: answers_of_whole_rows(model, collate, batch, new), rows, size, model.device
         ),
         "one prefill": lambda rows: in_batches(
-            shared, lambda batch: answers_from_shared_pictures(model, collate, batch, new), rows, size
+            shared, lambda batch: answers_from_shared_pictures(model, collate, batch, new), rows, size, model.device
         ),
     }
     seconds: dict[str, float] = {}
     answers: dict[str, Answers] = {}
     for _ in range(repeat):
         for (name, way), count in zip(ways.items(), counts, strict=True):
-            begin = time.process_time()
+            begin = clock()
             answers[name] = way(rows[:count])
-            taken = (time.process_time() - begin) / count
+            taken = (clock() - begin) / count
             seconds[name] = min(taken, seconds.get(name, taken))
     alone, whole, mine = answers.values()
     per = {name: 1 / value for name, value in seconds.items()}

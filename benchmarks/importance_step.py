@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import cpu_name
 from torch import Tensor, nn
 
 from mllm_lit.importance import Spider
@@ -228,12 +229,6 @@ def report(result: dict[str, Any], page: Path) -> None:
     text += "Bytes are the peak beside weights and gradients, fixed costs of some megabytes included."
     body = "\n".join([mark.format("begin"), text, "", *lines, mark.format("end")])
     page.write_text(before + body + rest.split(mark.format("end"))[1], encoding="utf-8")
-
-
-def cpu_name() -> str:
-    """As the system calls it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "cpu")
 
 
 def main() -> None:

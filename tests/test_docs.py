@@ -65,3 +65,10 @@ def test_the_docs_show_what_was_measured_of_evaluation() -> None:
         cells = [results["135 M"][f"{tokens} tokens, {each} a picture"] for each in (1, 5, 30)]
         row = " | ".join(f"{cell['over whole rows']:.1f} / {cell['over one by one']:.1f}" for cell in cells)
         assert f"| {tokens} | {row} |" in text
+
+
+def test_the_page_of_performance_is_what_its_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from performance import PAGE, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(REPOSITORY / "benchmarks" / "results")
