@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.copies import snapshot, whole
-from mllm_lit.adapters.dropout import pack_masks
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
@@ -154,6 +153,8 @@ class LoRA(PeftAdapter):
 
     def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
         """See :meth:`Adapter.wrap`."""
+        from mllm_lit.adapters.dropout import pack_masks
+
         wrapped = super().wrap(model, layout)
         pack_masks(wrapped)
         if self.mutates:
