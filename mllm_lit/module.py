@@ -12,6 +12,7 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.allocator import memory_given_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
+from mllm_lit.backbones.compiled import compile_blocks
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
@@ -127,6 +128,13 @@ class MLLMModule(L.LightningModule):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         strategy = self._trainer.strategy if self._trainer is not None else None
         self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
+        if self.backbone.compile:
+            if isinstance(strategy, FSDP2Strategy) or self._hidden:
+                raise SettingError(
+                    f"model.backbone.compile: true with {type(strategy).__name__}, which gathers weights in the middle "
+                    "of a block. Set it to false, or use configs/trainer/ddp.yaml."
+                )
+            compile_blocks(self.loaded.model, self.loaded.layout)
         if isinstance(strategy, FSDP2Strategy):
             strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)
 

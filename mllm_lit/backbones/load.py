@@ -60,6 +60,8 @@ class Backbone:
             ``crop``; ``None`` leaves it to the checkpoint. Training and evaluation always agree.
         processor: Keyword arguments of the processor, such as ``{max_pixels: 602112}``.
         layout: The fields of :class:`~mllm_lit.backbones.Layout` for an architecture that is not recognised.
+        compile: Compile the LLM's blocks for training (``torch.compile``); needs a C++ compiler on a CPU. Evaluation
+            stays as it is. Not with ``quantization`` nor FSDP2.
     """
 
     def __init__(
@@ -75,7 +77,14 @@ class Backbone:
         aspect: Aspect | None = None,
         processor: dict[str, Any] | None = None,
         layout: dict[str, str | list[str]] | None = None,
+        compile: bool = False,
     ) -> None:
+        if compile and quantization is not None:
+            raise BackboneError(
+                f"backbone.compile: true with backbone.quantization: {quantization}: kernels of bitsandbytes cannot "
+                "be compiled. Set one of the two to its default."
+            )
+        self.compile = compile
         self.path = path
         self.dtype = dtype
         self.attn_implementation = attn_implementation

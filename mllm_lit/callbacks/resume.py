@@ -24,6 +24,7 @@ FREE = (
     "data.val_samples",
     "data.val_split",
     "model.backbone.attn_implementation",
+    "model.backbone.compile",
     "model.backbone.gradient_checkpointing",
     "model.backbone.path",
     "model.backbone.revision",
