@@ -33,7 +33,7 @@ from mllm_lit.summary import commit
 from mllm_lit.tasks import VQAv2, embedded_root
 
 BATCH = 8
-STEPS = {16: 6, 256: 2}
+STEPS = {16: 4, 256: 2}
 """Picture tokens -> steps."""
 WAYS = {"ours": {TUNABLES: JOINED}, "ours, allocator as it comes": {TUNABLES: ""}, "Trainer": {TUNABLES: ""}}
 AIM = 0.9
