@@ -9,7 +9,8 @@ with random weights (SmolLM2's shape, a vision encoder of four narrow blocks); q
 pictures. Every run is a process of its own, and they take turns; two run at once, always of the same trainer, LoRA
 beside full tuning. Times are CPU seconds of one thread (what else the machine does counts little) from the end of one
 step to the end of the next, the first steps aside; the fastest step of all turns counts. Memory is the highest that the
-process ever held. A comparison counts only if all have the same loss in the first step.
+process held up to the end of the last step (this package saves what was trained after it). A comparison counts only if
+all have the same loss in the first step.
 
 With five questions a picture this package runs as well with ``data.share_pictures``, on captions and on rows without a
 picture with ``data.pack``. Their batches hold other rows, so their first loss is compared with that of the same rows,

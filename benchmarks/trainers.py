@@ -33,6 +33,7 @@ class Record:
         self.rows: list[int] = []
         self.label_tokens: list[int] = []
         self.order: list[str] = []
+        self.peak_bytes = 0
         self.alone: float | None = None
         """Loss of the first step's rows, one sequence each."""
 
@@ -40,6 +41,7 @@ class Record:
         """A step is done."""
         self.cpu.append(time.process_time())
         self.wall.append(time.perf_counter())
+        self.peak_bytes = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def conversations(samples: Sequence[Any]) -> list[dict[str, Any]]:
@@ -276,8 +278,7 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     record = Record()
     TRAINERS[sys.argv[1]](settings, record)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = vars(record) | {"peak_bytes": peak, "load": os.getloadavg()[0]}
+    found = vars(record) | {"load": os.getloadavg()[0]}
     Path(settings["out"]).write_text(json.dumps(found), encoding="utf-8")
 
 
