@@ -6,6 +6,18 @@ from torch import Tensor, nn
 LEVELS = 2**16
 
 
+def random_words(count: int) -> Tensor:
+    """``count`` times 64 random bits from torch's default generator, as int64."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
+
+
+# A compiled graph calls it as one piece; the tag keeps two calls from being taken for one.
+compiled_words = torch.library.custom_op(
+    "mllm_lit::random_words", random_words, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+compiled_words.register_fake(lambda count: torch.empty(count, dtype=torch.int64))
+
+
 class PackedDropout(nn.Dropout):
     """Dropout that draws four elements of a mask from one 64-bit number on a CPU; elsewhere it is torch's.
 
@@ -16,15 +28,17 @@ class PackedDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """The input with elements set to zero and the others scaled, in training."""
         dropped = round(self.p * LEVELS)
-        packed = input.device.type == "cpu" and 0 < dropped < LEVELS and not torch.compiler.is_compiling()
-        if not (self.training and packed):
+        if not self.training or input.device.type != "cpu" or not 0 < dropped < LEVELS:
             return super().forward(input)
-        count = input.numel()
-        words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        count, compiling = input.numel(), torch.compiler.is_compiling()
+        words = (compiled_words if compiling else random_words)((count + 3) // 4)
         levels = words.view(torch.int16)[:count].view(input.shape)
+        least, scale = dropped - LEVELS // 2, LEVELS / (LEVELS - dropped)
+        if compiling:
+            return input * torch.where(levels >= least, scale, 0.0).to(input.dtype)
         # Written as numbers at once: a mask of booleans would be converted in every product.
-        mask = torch.ge(levels, dropped - LEVELS // 2, out=torch.empty(input.shape, dtype=input.dtype))
-        return input * mask.mul_(LEVELS / (LEVELS - dropped))
+        mask = torch.ge(levels, least, out=torch.empty(input.shape, dtype=input.dtype))
+        return input * mask.mul_(scale)
 
 
 def pack_masks(module: nn.Module) -> None:

@@ -67,6 +67,18 @@ def test_recomputation_draws_the_same_mask() -> None:
     assert torch.equal(*grads)
 
 
+@pytest.mark.slow
+def test_a_compiled_mask_is_the_plain_one_and_no_two_are_one() -> None:
+    dropout, x = PackedDropout(0.3), torch.randn(5, 7)
+    found = []
+    for both in (lambda x: (dropout(x), dropout(x)), torch.compile(lambda x: (dropout(x), dropout(x)), fullgraph=True)):
+        torch.manual_seed(4)
+        found.append(both(x))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[1][0], found[1][1])
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_loras_masks_follow_the_seed_with_and_without_checkpointing(dora: bool) -> None:
     found: list[dict[str, Any]] = []
