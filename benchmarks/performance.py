@@ -118,6 +118,41 @@ def leaves(tree: Any, aside: set[str], above: str = "") -> Iterator[tuple[str, A
             yield path, value
 
 
+def step_costs(result: Mapping[str, Any]) -> Lines:
+    """``benchmarks/step_costs.py``."""
+    yield from said(
+        "A training step of the embedded model, 16 rows, pictures cached, and what it takes without one of the savings",
+        "(`benchmarks/step_costs.py`). Compiling is what the first two steps take longer, in seconds of the clock.",
+    )
+    yield from said(measured_on(result))
+    rows = []
+    for tuning in ("LoRA", "full tuning"):
+        base = result[tuning]["as it is"]
+        for name, seen in result[tuning].items():
+            extra = seen["seconds of the first two steps"] - base["seconds of the first two steps"]
+            compiling = f"{extra:.0f}" if name.startswith("compiled") and extra > 1 else ""
+            cells = [f"{tuning}, {name}", f"{seen['ms a step']:.0f}", f"{seen['ms a step'] / base['ms a step']:.2f}"]
+            rows.append([*cells, f"{seen['ms of AdamW']:.1f}", compiling])
+    yield from table(["variant", "ms a step", "of the step as it is", "ms of AdamW", "compiling, s"], rows)
+
+
+def training_memory(result: Mapping[str, Any]) -> Lines:
+    """``benchmarks/training_memory.py``."""
+    yield from said(
+        "Peak resident memory of training a random model of 136 M parameters with 8 rows, each run in a process of its",
+        "own (`benchmarks/training_memory.py`).",
+    )
+    yield from said(measured_on(result))
+    rows = []
+    for name, seen in result["settings"].items():
+        held = [
+            f"{seen[way]['resident_bytes'] / 1e9:.2f}" for way in ("ours", "ours, allocator as it comes", "Trainer")
+        ]
+        rows.append([name, *held, with_aim(seen["ours over Trainer"], seen["aim"], most=True)])
+    head = ["GB", "`tools/fit.py`", "allocator as it comes", "the Trainer", "ours over the Trainer"]
+    yield from table(head, rows)
+
+
 def evaluation(result: Mapping[str, Any]) -> Lines:
     """``benchmarks/evaluation.py``."""
     yield from said(
@@ -234,6 +269,8 @@ def gpu(result: Mapping[str, Any]) -> Lines:
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], Lines]]] = {
     "throughput": ("Training beside other trainers", throughput),
     "main_job": ("The first job", main_job),
+    "step_costs": ("What a step is spared", step_costs),
+    "training_memory": ("Memory", training_memory),
     "startup": ("Start-up", startup),
     "evaluation": ("Evaluation", evaluation),
     "vision_cache": ("Vision cache", vision_cache),

@@ -33,6 +33,7 @@ from machine import PACKAGES, made_with
 from models import asked, random_model
 from trainers import conversations
 
+from mllm_lit.allocator import JOINED, TUNABLES
 from mllm_lit.backbones import Backbone
 from mllm_lit.backbones.load import EMBEDDED
 from mllm_lit.data.sample import Sample
@@ -121,6 +122,8 @@ def run(name: str, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     said.write_text(json.dumps(settings | {"out": str(out), "folder": str(folder)}), encoding="utf-8")
     command = [sys.executable, str(Path(__file__).parent / "trainers.py"), name, str(said)]
     environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "HF_HUB_OFFLINE": "1"}
+    if name == "ours":
+        environment[TUNABLES] = JOINED  # as tools/fit.py starts itself
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         return {"error": " ".join(done.stderr.split())[-300:]}

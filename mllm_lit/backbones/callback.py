@@ -56,7 +56,10 @@ class BackboneCallback(L.Callback):
             return len({image for row in rows for image in row.images})
 
         roles = {module.loaded.layout.role_of(name) for name, _ in module.trainable()}
-        seen = looks_at(loader.dataset, epochs_of(trainer), evaluated(trainer), trainer.world_size)
+        rows = loader.dataset
+        if getattr(loader.collate_fn, "share", False):  # all rows on a picture are in one step
+            rows = {row.images: row for row in rows}.values()
+        seen = looks_at(rows, epochs_of(trainer), evaluated(trainer), trainer.world_size)
         kept, told = cache_if_it_pays(module.loaded, roles, seen, probe, trainer.num_devices)
         module.vision_cache = kept or "auto"
         return told
