@@ -107,6 +107,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     os.environ.setdefault("PL_GLOBAL_SEED", "42")
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # of earlier compilations
 
     def lora(dropout: float = 0.05, **how: Any) -> Variant:
         return Variant(LoRA(rank=16, alpha=32, dropout=dropout, lr=2e-3, connector="tuned"), **how)
