@@ -6,16 +6,17 @@ from torch import Tensor, nn
 LEVELS = 2**16
 
 
-def random_words(count: int) -> Tensor:
-    """``count`` times 64 random bits from torch's default generator, as int64."""
-    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
+def random_words(input: Tensor) -> Tensor:
+    """64 random bits for every four elements of a tensor, from torch's default generator, as int64."""
+    return torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
 
 
-# A compiled graph calls it as one piece; the tag keeps two calls from being taken for one.
+# A compiled graph calls it as one piece, in an order of its own. The tag keeps two calls from being taken for one, and
+# has recomputation restore the generator's state, of the device the input is on.
 compiled_words = torch.library.custom_op(
     "mllm_lit::random_words", random_words, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
-compiled_words.register_fake(lambda count: torch.empty(count, dtype=torch.int64))
+compiled_words.register_fake(lambda input: torch.empty((input.numel() + 3) // 4, dtype=torch.int64))
 
 
 class PackedDropout(nn.Dropout):
@@ -31,7 +32,7 @@ class PackedDropout(nn.Dropout):
         if not self.training or input.device.type != "cpu" or not 0 < dropped < LEVELS:
             return super().forward(input)
         count, compiling = input.numel(), torch.compiler.is_compiling()
-        words = (compiled_words if compiling else random_words)((count + 3) // 4)
+        words = (compiled_words if compiling else random_words)(input)
         levels = words.view(torch.int16)[:count].view(input.shape)
         least, scale = dropped - LEVELS // 2, LEVELS / (LEVELS - dropped)
         if compiling:

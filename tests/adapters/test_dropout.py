@@ -68,15 +68,24 @@ def test_recomputation_draws_the_same_mask() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_mask_is_the_plain_one_and_no_two_are_one() -> None:
-    dropout, x = PackedDropout(0.3), torch.randn(5, 7)
-    found = []
-    for both in (lambda x: (dropout(x), dropout(x)), torch.compile(lambda x: (dropout(x), dropout(x)), fullgraph=True)):
-        torch.manual_seed(4)
-        found.append(both(x))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
-    assert not torch.equal(found[1][0], found[1][1])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_masks_are_the_plain_ones_and_no_two_are_one(recompute: bool) -> None:
+    layer = nn.Sequential(PackedDropout(0.5), nn.Linear(64, 64), nn.Tanh(), PackedDropout(0.5))
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+
+    x, found = torch.randn(8, 64), []
+    for forward in (plain, torch.compile(plain, fullgraph=True, dynamic=True)):
+        torch.manual_seed(3)
+        layer.zero_grad()
+        out = forward(x)
+        out.square().sum().backward()
+        assert layer[1].weight.grad is not None
+        found.append((out.detach(), layer[1].weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])
+    twice = torch.compile(lambda x: (layer[0](x), layer[3](x)), fullgraph=True)(x)
+    assert not torch.equal(*twice)
 
 
 @pytest.mark.parametrize("dora", [False, True])

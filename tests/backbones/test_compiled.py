@@ -18,7 +18,7 @@ from tests.test_module import data, trainer
 
 
 def lora() -> Adapter:
-    return LoRA(rank=4, alpha=8, dropout=0.1, lr=1e-3, connector="tuned")
+    return LoRA(rank=4, alpha=8, dropout=0.0, lr=1e-3, connector="tuned")
 
 
 def full() -> Adapter:
