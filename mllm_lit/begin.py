@@ -29,14 +29,28 @@ def begin(words: Sequence[str]) -> None:
         sys.stderr.flush()
     check_files(words)
     for name, value in pairs(words):
-        if name == "config" and not Path(value).is_file() and "\n" not in value:
-            raise SettingError(f"--config {value}: there is no such file in {Path.cwd()}. Correct the path.")
-        if name == "config" and "\n" not in value:
-            for key in yaml.safe_load(Path(value).read_text(encoding="utf-8")):
-                known(str(key), value)
+        if name != "config" or holds_settings(value):
+            continue
+        if not Path(value).is_file():
+            why = "it is a folder" if Path(value).is_dir() else f"there is no such file in {Path.cwd()}"
+            raise SettingError(f"--config {value}: {why}. Correct the path.")
+        for key in yaml.safe_load(Path(value).read_text(encoding="utf-8")):
+            known(str(key), value)
     for word in words:
         if word.startswith("--") and word not in ("--help", "--") and not word.startswith("--print_"):
             known(word[2:].partition("=")[0], "the command line")
+
+
+def holds_settings(value: str) -> bool:
+    """Whether an argument is not the path of a file with settings, but such a file's text.
+
+    >>> holds_settings("{data: configs/tasks/gqa.yaml}"), holds_settings("configs/scienceqa_lora.yaml")
+    (True, False)
+    """
+    try:
+        return isinstance(yaml.safe_load(value), dict)
+    except yaml.YAMLError:
+        return "\n" in value
 
 
 def known(name: str, where: str) -> None:

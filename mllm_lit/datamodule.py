@@ -36,7 +36,8 @@ class MLLMDataModule(L.LightningDataModule):
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
         batch_size: Training rows per step and rank (times ``trainer.accumulate_grad_batches`` is an optimizer step).
-        batch_tokens: In place of ``batch_size``, tokens per step and rank, padding aside.
+        batch_tokens: In place of ``batch_size``, most tokens per step and rank: rows times the longest of them, or,
+            with ``share_pictures`` or ``pack``, the sum of what is in the sequences.
         share_pictures: Train rows on one picture in one sequence, which has the picture once; they are in one step.
         pack: Put several rows into a sequence, in place of padding.
         eval_tokens: Most tokens in a batch of an evaluation: samples times the longest of them, its answer counted in.
@@ -230,6 +231,7 @@ class MLLMDataModule(L.LightningDataModule):
             groups=lengths.groups if self.share_pictures else None,
             shared=lengths.shared,
             batch_tokens=self.batch_tokens,
+            padded=not self._packs,
         )
         epoch, done = self._position
         batches.set_epoch(epoch)
@@ -263,6 +265,12 @@ class MLLMDataModule(L.LightningDataModule):
                 lengths = row_lengths(self.train_rows, collate, PictureSizes(self.kept), shared=self.share_pictures)
                 if self._packs:
                     self._refuse_packing(collate, max(lengths.rows))
+                if self.batch_tokens is not None and max(lengths.rows) > self.batch_tokens:
+                    row = self.train_rows[lengths.rows.index(max(lengths.rows))]
+                    raise SettingError(
+                        f"data.batch_tokens is {self.batch_tokens}, but {row.origin or row.id}: sample {row.id!r} has "
+                        f"{max(lengths.rows)} tokens. Set it to {max(lengths.rows)} or more, or leave the row out."
+                    )
             except UserError as error:
                 failed = error
         lengths, failed = self._trainer().strategy.broadcast((lengths, failed))

@@ -12,7 +12,7 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.allocator import memory_given_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
-from mllm_lit.backbones.compiled import compile_blocks
+from mllm_lit.backbones.compiled import check_compiler, compile_blocks
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
@@ -111,6 +111,8 @@ class MLLMModule(L.LightningModule):
             return
         if self._trainer is not None:
             check_trainer(self._trainer)
+        if self.backbone.compile and self.device.type == "cpu":
+            check_compiler()
         precision = str(self._trainer.precision) if self._trainer is not None else None
         if self.backbone.dtype == "auto" and precision is not None:
             self.backbone.dtype = frozen_dtype(precision)

@@ -139,8 +139,10 @@ def why_not_packed(net: nn.Module, collate: Collate) -> str | None:
     """Why rows may not be trained several to a sequence, or ``None`` if they may, up to :func:`sliding_window`."""
     model = bare_model(net)
     attention = model.config.get_text_config()._attn_implementation
+    if attention == "flex_attention" and not torch.cuda.is_available():
+        return "torch trains by model.backbone.attn_implementation: flex_attention on CUDA only; set sdpa"
     if attention not in ("sdpa", "eager", "flex_attention"):
-        return f"model.backbone.attn_implementation is {attention}, which takes no mask; set sdpa or flex_attention"
+        return f"model.backbone.attn_implementation is {attention}, which takes no mask; set sdpa"
     return why_rows_stay_alone(net, collate)
 
 

@@ -64,6 +64,13 @@ def test_a_files_misspelt_part_is_named(tmp_path: Path) -> None:
         begin(["fit", "--config", str(path)])
 
 
+def test_settings_may_be_given_as_text(capfd: pytest.CaptureFixture[str]) -> None:
+    begin(["--config", "{model: {adapter: configs/adapters/small_lora.yaml}}"])
+    assert "model" in capfd.readouterr().err
+    with pytest.raises(SettingError, match="it is a folder"):
+        begin(["--config", str(REPOSITORY)])
+
+
 def test_only_the_first_rank_speaks(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     begin(["--config", CONFIG])
     assert "scienceqa_lora" in capfd.readouterr().err

@@ -5,7 +5,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm_lit.data.sampler import TrainBatchSampler
-from mllm_lit.errors import SettingError
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,7 +83,8 @@ def test_groups_stay_whole_where_they_fit(
     shared = [20] * len(groups)
 
     def sampler(rank: int) -> TrainBatchSampler:
-        return TrainBatchSampler(lengths, batch, seed, rank, world, groups=groups, shared=shared, batch_tokens=budget)
+        packed = {"groups": groups, "shared": shared, "batch_tokens": budget, "padded": False}
+        return TrainBatchSampler(lengths, batch, seed, rank, world, **packed)  # type: ignore[arg-type]
 
     def tokens(rows: list[int]) -> int:
         """Of a batch, what is shared counted once a group."""
@@ -125,6 +125,50 @@ def test_which_groups_meet_changes_with_the_epoch() -> None:
     assert len(first & {frozenset(rows) for rows in sampler}) < len(first) / 2
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 120), min_size=1, max_size=80),
+    budget=st.integers(120, 700),
+    world=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_a_budget_counts_the_padding(lengths: list[int], budget: int, world: int, seed: int) -> None:
+    for epoch in (0, 1):
+        every: list[list[int]] = []
+        for rank in range(world):
+            sampler = TrainBatchSampler(lengths, 1, seed, rank, world, batch_tokens=budget)
+            sampler.set_epoch(epoch)
+            every += list(sampler)
+        assert {i for rows in every for i in rows} == set(range(len(lengths)))
+        assert all(len(rows) * max(lengths[i] for i in rows) <= budget for rows in every)
+
+
+@pytest.mark.parametrize("length", [20, 130])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_budget_is_used_to_the_full(length: int, padded: bool) -> None:
+    batches = list(TrainBatchSampler([length] * 4000, 1, 0, batch_tokens=8192, padded=padded))
+    assert max(map(len, batches)) == 8192 // length
+    assert sum(map(len, batches)) / len(batches) > 0.9 * (8192 // length)
+
+
+def test_a_long_row_among_short_ones_pads_little() -> None:
+    lengths = [3000 if i % 20 == 0 else 50 for i in range(1000)]
+    batches = list(TrainBatchSampler(lengths, 1, 0, batch_tokens=4096))
+    held = sum(len(rows) * max(lengths[i] for i in rows) for rows in batches)
+    assert held < 1.05 * sum(lengths)
+
+
+@pytest.mark.parametrize(("batch", "world"), [(8, 2), (4, 4)])
+def test_rows_alone_are_in_the_same_steps_whatever_the_ranks(batch: int, world: int) -> None:
+    lengths = [(7 * i) % 31 for i in range(97)]
+
+    def steps(size: int, ranks: int) -> list[set[int]]:
+        parts = [list(TrainBatchSampler(lengths, size, 3, rank, ranks)) for rank in range(ranks)]
+        return [{i for rows in step for i in rows} for step in zip(*parts, strict=True)]
+
+    assert steps(batch, world) == steps(16, 1)
+
+
 def test_a_row_that_fits_no_batch_is_refused() -> None:
-    with pytest.raises(SettingError, match="data.batch_tokens is 50, but a row has 60 tokens. Set it to 60 or more"):
+    with pytest.raises(ValueError, match="data.batch_tokens is 50, but a row has 60 tokens"):
         TrainBatchSampler([40, 60], 4, 0, batch_tokens=50)

@@ -82,8 +82,9 @@ def evaluated(trainer: L.Trainer) -> list[tuple[list[Any], int]]:
     twice = any(getattr(callback, "scores_before_and_after", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     between = float(trainer.val_check_batch or "inf") * (trainer.check_val_every_n_epoch or 1)
     batches = epochs_of(trainer) * float(trainer.num_training_batches)
-    times = {"test": 2 * int(twice and trainer.limit_test_batches != 0)}
-    times["val"] = int(batches / between) if trainer.limit_val_batches else 0
+    # A limit in batches leaves next to nothing of a set.
+    times = {"test": 2 * int(twice and isinstance(trainer.limit_test_batches, float))}
+    times["val"] = int(batches / between) if isinstance(trainer.limit_val_batches, float) else 0
     return [(one.samples, times.get(phase, 0)) for phase, ones in sets.items() for one in ones]
 
 

@@ -5,9 +5,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.backbones.load import BackboneError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def check_compiler() -> None:
+    """Stop where blocks are to be compiled for a CPU and nothing is there to do it.
+
+    Raises:
+        BackboneError: Saying what to install.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise BackboneError(
+            "model.backbone.compile is true, and there is no C++ compiler that torch could compile with "
+            f"({str(error).splitlines()[0]}). Install g++ (or name one by CXX), or set model.backbone.compile to false."
+        ) from error
 
 
 def compile_blocks(model: "nn.Module", layout: Layout) -> None:

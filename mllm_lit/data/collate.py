@@ -1,7 +1,8 @@
 """Samples -> one padded batch, with labels on the answer's tokens only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -83,7 +84,6 @@ class Batch:
         pictures: For each image, in the order of the pixels, the number of the picture that it shows; see
             :func:`mllm_lit.backbones.pictures.encoded_once`.
         packing: ``None`` where each row is a sequence of its own, padded on the left.
-        labelled: Follows from the others.
     """
 
     inputs: dict[str, Tensor]
@@ -93,13 +93,21 @@ class Batch:
     prompt: dict[str, Tensor] | None = None
     pictures: tuple[int, ...] = ()
     packing: Packing | None = None
-    labelled: Labelled = None  # type: ignore[assignment]
+    _found: tuple[Labelled, Tensor, int] | None = field(default=None, init=False, repr=False)
+    """The labelled tokens, of which labels, and how often those had been written to."""
 
     def __post_init__(self) -> None:
-        if self.labelled is None:
-            alone = torch.arange(len(self.labels))[:, None].expand_as(self.labels)
+        _ = self.labelled  # here, on the host
+
+    @property
+    def labelled(self) -> Labelled:
+        """The tokens that the loss is taken on; found anew where the labels have been changed."""
+        if self._found is None or self._found[1] is not self.labels or self._found[2] != self.labels._version:
+            alone = torch.arange(len(self.labels), device=self.labels.device)[:, None].expand_as(self.labels)
             rows = alone if self.packing is None else self.packing.row
-            self.labelled = Labelled.of(self.labels, rows, len(self.samples) or len(self.labels))
+            found = Labelled.of(self.labels, rows, len(self.samples) or len(self.labels))
+            self._found = (found, self.labels, self.labels._version)
+        return self._found[0]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """Copy to a device (the protocol by which Lightning moves batches)."""
@@ -113,15 +121,13 @@ class Batch:
             return {name: moved[id(tensor)] for name, tensor in tensors.items()}
 
         prompt = None if self.prompt is None else move(self.prompt)
-        packing = None if self.packing is None else self.packing.to(device, non_blocking)
-        return replace(
-            self,
-            inputs=move(self.inputs),
-            labels=self.labels.to(device, non_blocking=non_blocking),
-            prompt=prompt,
-            packing=packing,
-            labelled=self.labelled.to(device, non_blocking),
-        )
+        moved_batch = copy(self)
+        moved_batch.inputs, moved_batch.prompt = move(self.inputs), prompt
+        moved_batch.labels = self.labels.to(device, non_blocking=non_blocking)
+        moved_batch.packing = None if self.packing is None else self.packing.to(device, non_blocking)
+        labelled = self.labelled.to(device, non_blocking)
+        moved_batch._found = (labelled, moved_batch.labels, moved_batch.labels._version)
+        return moved_batch
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -10,7 +10,7 @@ from mllm_lit.data.prefixes import Parts, Prefixes
 from mllm_lit.data.sample import Sample
 
 SEQUENCE = 512
-"""Unrelated rows are put together up to so many tokens, or up to the longest of them."""
+"""Unrelated rows are packed up to so many tokens, or up to the longest of them."""
 
 
 @dataclass
@@ -36,8 +36,9 @@ class PackedCollate:
 
     Args:
         collate: The collator of whole rows.
-        share: Rows with the same pictures behind the same text are in one sequence, which has the pictures once.
-        pack: A sequence takes in further rows, so that there is little padding.
+        share: Rows with the same pictures behind the same text are in one sequence, which has the pictures once. It
+            takes in further rows up to the length of the longest.
+        pack: And up to :data:`SEQUENCE` tokens.
     """
 
     def __init__(self, collate: Collate, share: bool, pack: bool) -> None:
@@ -82,7 +83,7 @@ class PackedCollate:
             len(head["input_ids"]) + sum(len(parts.rests[row].ids) for row in rows)
             for head, rows in zip(parts.heads, members, strict=True)
         ]
-        room = max(SEQUENCE, *sizes) if self.pack else 0
+        room = max(SEQUENCE if self.pack else 0, *sizes)
         shown = [bool(parts.samples[rows[0]].images) for rows in members]
         sequences: list[_Sequence] = []
         for number in sorted(range(len(sizes)), key=lambda i: (not shown[i], 0 if shown[i] else -sizes[i])):

@@ -1,16 +1,12 @@
 """The order of training rows: seeded, grouped by length, split over ranks, and able to start anywhere."""
 
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
-
-from mllm_lit.errors import SettingError
-
-STEPS = 64
-"""A batch's room for tokens is counted in so many parts: rows of nearly one length may take each other's place."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,7 @@ class Unit:
     Attributes:
         rows: Their numbers.
         tokens: In all, what they share counted once.
-        cost: Of the room of a batch.
+        cost: Of the room of a batch: rows, or tokens.
     """
 
     rows: list[int]
@@ -35,8 +31,8 @@ class TrainBatchSampler(Sampler[list[int]]):
     are is settled once; which unit takes which place of its size is drawn in each epoch, in windows of ``window``
     global batches sorted by length, so that a batch holds units of similar length and little padding. The batches are
     shuffled again. The order is a function of seed and epoch alone, so a resumed run goes on where it stopped, and all
-    epochs have as many batches. No row is dropped; batches are cut in two until every rank has as many, and where there
-    are fewer rows than ranks, rows are repeated.
+    epochs have as many batches. No row is dropped. The last batches are cut in two until every rank has one; where they
+    have fewer rows than there are ranks, rows are repeated. Rows on their own are in the same steps whatever the ranks.
 
     Args:
         lengths: Tokens of every row.
@@ -48,10 +44,8 @@ class TrainBatchSampler(Sampler[list[int]]):
         groups: Number of the group that each row is in; a batch has whole groups, unless one is larger than a batch.
             ``None`` for rows on their own.
         shared: How many of a row's tokens it has in common with its group.
-        batch_tokens: In place of ``batch_size``, tokens per batch and rank, those in common counted once.
-
-    Raises:
-        SettingError: A row does not fit into a batch.
+        batch_tokens: In place of ``batch_size``, tokens per batch and rank.
+        padded: A batch has as many tokens as units times the longest of them; else their sum.
     """
 
     def __init__(
@@ -65,14 +59,12 @@ class TrainBatchSampler(Sampler[list[int]]):
         groups: Sequence[int] | None = None,
         shared: Sequence[int] | None = None,
         batch_tokens: int | None = None,
+        padded: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"data.batch_size is {batch_size}, expected at least 1.")
-        longest = max(lengths, default=0)
-        if batch_tokens is not None and longest > batch_tokens:
-            raise SettingError(
-                f"data.batch_tokens is {batch_tokens}, but a row has {longest} tokens. Set it to {longest} or more."
-            )
+        if batch_tokens is not None and max(lengths) > batch_tokens:
+            raise ValueError(f"data.batch_tokens is {batch_tokens}, but a row has {max(lengths)} tokens.")
         self.seed, self.rank, self.world_size, self.window = seed, rank, world_size, window
         self.epoch = self.start = 0
         members: dict[int, list[int]] = defaultdict(list)
@@ -82,24 +74,36 @@ class TrainBatchSampler(Sampler[list[int]]):
         self.units: list[Unit] = []
         for rows in members.values():
             self.units += _units(rows, lengths, common, batch_size, batch_tokens)
-        self._batches = _places(self.units, batch_size if batch_tokens is None else STEPS)
+        costs = sorted((unit.cost for unit in self.units), reverse=True)
+        if batch_tokens is not None and padded:
+            self._batches = _padded_places(costs, batch_tokens)
+        else:
+            self._batches = _places(costs, batch_size if batch_tokens is None else batch_tokens)
         self._cut_evenly()
 
     def _cut_evenly(self) -> None:
-        """Cut batches, and at last groups, in two until every rank has as many batches."""
-        while len(self._batches) % self.world_size:
-            fullest = max(self._batches, key=len)
+        """Cut the last batches, and then groups, in two until every rank has as many batches, or repeat the last."""
+        whole = len(self._batches) // self.world_size * self.world_size
+        self._repeated = 0
+        while (len(self._batches) + self._repeated) % self.world_size:
+            fullest = max(self._batches[whole:], key=len)
             if len(fullest) > 1:
-                self._batches.append([fullest.pop() for _ in range(len(fullest) // 2)])
+                half = fullest[1::2]
+                fullest[:] = fullest[::2]
+                self._batches.append(half)
                 continue
-            at = max(range(len(self.units)), key=lambda i: len(self.units[i].rows))
+            alone = {batch[0] for batch in self._batches[whole:]}
+            at = max((i for i, unit in enumerate(self.units) if unit.cost in alone), key=self._rows)
             unit = self.units[at]
-            if half := len(unit.rows) // 2:
-                self.units[at] = Unit(unit.rows[half:], unit.tokens, unit.cost)
-                self.units.append(Unit(unit.rows[:half], unit.tokens, unit.cost))
+            if half_rows := len(unit.rows) // 2:
+                self.units[at] = Unit(unit.rows[half_rows:], unit.tokens, unit.cost)
+                self.units.append(Unit(unit.rows[:half_rows], unit.tokens, unit.cost))
+                self._batches.append([unit.cost])
             else:
-                self.units.append(unit)
-            self._batches.append([unit.cost])
+                self._repeated += 1
+
+    def _rows(self, unit: int) -> int:
+        return len(self.units[unit].rows)
 
     @property
     def sampler(self) -> "TrainBatchSampler":
@@ -115,7 +119,7 @@ class TrainBatchSampler(Sampler[list[int]]):
         self.start = batches
 
     def __len__(self) -> int:
-        return len(self._batches) // self.world_size
+        return (len(self._batches) + self._repeated) // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch)
@@ -136,6 +140,7 @@ class TrainBatchSampler(Sampler[list[int]]):
                 taken = {cost: sorted(units, key=lambda unit: unit.tokens) for cost, units in taken.items()}
             given = {cost: iter(units) for cost, units in taken.items()}
             batches += [[row for cost in batch for row in next(given[cost]).rows] for batch in places]
+        batches += batches[-1:] * self._repeated
         start, self.start = self.start, 0
         for i in torch.randperm(len(self), generator=generator)[start:].tolist():
             yield batches[i * self.world_size + self.rank]
@@ -159,18 +164,37 @@ def _units(
 
 
 def _unit(rows: list[int], tokens: int, batch_tokens: int | None) -> Unit:
-    return Unit(rows, tokens, len(rows) if batch_tokens is None else -(-tokens * STEPS // batch_tokens))
+    return Unit(rows, tokens, len(rows) if batch_tokens is None else tokens)
 
 
-def _places(units: Sequence[Unit], room: int) -> list[list[int]]:
-    """Costs of the units of each batch: each unit goes where the least room is left that it fits into."""
+def _places(costs: Sequence[int], room: int) -> list[list[int]]:
+    """Costs of the units of each batch: each unit, the largest first, goes where the least room is left for it."""
     batches: list[list[int]] = []
     left: dict[int, list[list[int]]] = defaultdict(list)
-    for cost in sorted((unit.cost for unit in units), reverse=True):
-        rest = next((rest for rest in range(cost, room + 1) if left[rest]), None)
-        if rest is None:
+    rests: list[int] = []  # keys of `left` with batches, in order
+    for cost in costs:
+        place = bisect_left(rests, cost)
+        if place == len(rests):
             batches.append([])
-        batch = batches[-1] if rest is None else left[rest].pop()
+            batch, rest = batches[-1], room
+        else:
+            rest = rests[place]
+            batch = left[rest].pop()
+            if not left[rest]:
+                del rests[place]
         batch.append(cost)
-        left[(room if rest is None else rest) - cost].append(batch)
+        if rest > cost:
+            if not left[rest - cost]:
+                insort(rests, rest - cost)
+            left[rest - cost].append(batch)
+    return batches
+
+
+def _padded_places(costs: Sequence[int], room: int) -> list[list[int]]:
+    """The same for units that are padded to the longest of their batch, which comes first."""
+    batches: list[list[int]] = []
+    for cost in costs:
+        if not batches or (len(batches[-1]) + 1) * batches[-1][0] > room:
+            batches.append([])
+        batches[-1].append(cost)
     return batches

@@ -92,3 +92,10 @@ def test_what_cannot_be_compiled_is_refused(tiny_folder: Path, monkeypatch: pyte
 
 def test_a_run_may_go_on_with_it() -> None:
     assert "model.backbone.compile" in FREE
+
+
+def test_a_missing_compiler_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
+    with pytest.raises(BackboneError, match=r"no C\+\+ compiler .* Install g\+\+"):
+        MLLMModule(Backbone(path="nowhere", compile=True), LoRA()).configure_model()

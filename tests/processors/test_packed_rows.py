@@ -1,6 +1,7 @@
 """Rows that lie several to a sequence have loss and gradients of each row alone, as its own processor has it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,24 @@ def test_a_picture_stands_once_where_it_is_shared(files: list[Path]) -> None:
     b, rows = bed("llava"), mixed(files)
     collate = Collate(b.processor)
     shared, whole = PackedCollate(collate, True, False)(rows), collate(rows)
-    assert shared.labels.shape[0] == 6, "four prefixes with pictures and two texts"
     image = b.processor.image_token_id
     assert (shared.inputs["input_ids"] == image).sum() == 6 * 16
     assert (whole.inputs["input_ids"] == image).sum() == 10 * 16
     assert shared.tokens < 0.8 * whole.tokens
     assert shared.pictures == (0, 1, 2, 3, 2, 1)[:6]
+    longest = max(int((shared.packing.start[i] == 0).sum()) for i in range(len(shared.labels)))  # type: ignore[union-attr]
+    assert shared.labels.shape[1] == longest, "no sequence is longer than the longest picture with its rows"
+
+
+def test_labels_that_are_changed_count(files: list[Path]) -> None:
+    batch = Collate(bed("llava").processor)(mixed(files)[:3])
+    before = batch.labelled.counts.tolist()
+    batch.labels[0] = IGNORE
+    assert batch.labelled.counts.tolist() == [0, *before[1:]]
+    assert batch.to(torch.device("cpu")).labelled.counts.tolist() == [0, *before[1:]]
+    labels = batch.labels.clone()
+    labels[1] = IGNORE
+    assert replace(batch, labels=labels).labelled.counts.tolist() == [0, 0, before[2]]
 
 
 def test_packing_leaves_little_padding(files: list[Path]) -> None:
@@ -214,6 +227,13 @@ def test_flex_attention_computes_the_same(files: list[Path]) -> None:
 )
 def test_pictures_that_see_their_own_future_are_refused(name: str, why: str) -> None:
     assert why in str(why_not_packed(bed(name).model, Collate(bed(name).processor)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it can be trained by")
+def test_flex_attention_is_refused_without_cuda() -> None:
+    b = build("llava")
+    b.model.set_attn_implementation({"text_config": "flex_attention"})
+    assert "on CUDA only; set sdpa" in str(why_not_packed(b.model, Collate(b.processor)))
 
 
 @pytest.mark.parametrize("adapter", [Prefix(tokens=3), Prompt(tokens=3), Peft("P_TUNING", {"num_virtual_tokens": 3})])
