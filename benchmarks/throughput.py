@@ -266,12 +266,11 @@ def main() -> None:
             for one in comparisons:
                 report["cells"][one.cell.name] = one.result()
                 sys.stderr.write(f"{one.cell.name}: {json.dumps(report['cells'][one.cell.name])}\n")
-    report["load average after"] = os.getloadavg()
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+            report["load average after"] = os.getloadavg()
+            if options.out is not None:  # what is done so far
+                options.out.parent.mkdir(parents=True, exist_ok=True)
+                options.out.write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
+    sys.stdout.write(f"{json.dumps(report, indent=1)}\n")
 
 
 if __name__ == "__main__":
