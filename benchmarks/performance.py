@@ -55,6 +55,8 @@ def throughput(result: Mapping[str, Any]) -> Lines:
         "Rows per CPU second and peak memory of the process, all trainers on the same weights, rows and batches",
         "(`benchmarks/throughput.py`). Ratios are to the Trainer, with the aim where there is one; a larger number is",
         "better in rows, a smaller one in memory. Labels a second are in the same ratio as rows.",
+        "At 135 M a batch has 10, 5 and 2 rows at 16, 256 and 576 tokens a picture: at 576 no more than two questions",
+        "can share theirs. Pictures are seen once, so none is cached.",
     )
     yield from said(measured_on(result))
     rows, failed = [], []
