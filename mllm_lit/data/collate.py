@@ -102,11 +102,11 @@ class Batch:
     @property
     def labelled(self) -> Labelled:
         """The tokens that the loss is taken on; found anew where the labels have been changed."""
-        if self._found is None or self._found[1] is not self.labels or self._found[2] != self.labels._version:
+        if self._found is None or self._found[1] is not self.labels or self._found[2] != _writes(self.labels):
             alone = torch.arange(len(self.labels), device=self.labels.device)[:, None].expand_as(self.labels)
             rows = alone if self.packing is None else self.packing.row
             found = Labelled.of(self.labels, rows, len(self.samples) or len(self.labels))
-            self._found = (found, self.labels, self.labels._version)
+            self._found = (found, self.labels, _writes(self.labels))
         return self._found[0]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
@@ -126,11 +126,16 @@ class Batch:
         moved_batch.labels = self.labels.to(device, non_blocking=non_blocking)
         moved_batch.packing = None if self.packing is None else self.packing.to(device, non_blocking)
         labelled = self.labelled.to(device, non_blocking)
-        moved_batch._found = (labelled, moved_batch.labels, moved_batch.labels._version)
+        moved_batch._found = (labelled, moved_batch.labels, _writes(moved_batch.labels))
         return moved_batch
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor has been written to; those of inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class Collate:

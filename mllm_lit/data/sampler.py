@@ -79,6 +79,7 @@ class TrainBatchSampler(Sampler[list[int]]):
             self._batches = _padded_places(costs, batch_tokens)
         else:
             self._batches = _places(costs, batch_size if batch_tokens is None else batch_tokens)
+        self._plain = groups is None and batch_tokens is None
         self._cut_evenly()
 
     def _cut_evenly(self) -> None:
@@ -87,6 +88,8 @@ class TrainBatchSampler(Sampler[list[int]]):
         self._repeated = 0
         while (len(self._batches) + self._repeated) % self.world_size:
             fullest = max(self._batches[whole:], key=len)
+            if len(fullest) == 1 and not self._plain:
+                fullest = max(self._batches, key=len)
             if len(fullest) > 1:
                 half = fullest[1::2]
                 fullest[:] = fullest[::2]

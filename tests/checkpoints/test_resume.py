@@ -184,6 +184,7 @@ def test_a_run_is_tested_from_its_last_checkpoint(started: Path, monkeypatch: py
 
 def test_one_rank_of_eight_rows_is_two_of_four() -> None:
     class Fit:
+        precision = "32-true"
         state = type("State", (), {"fn": "fit"})
         world_size = 2
 
