@@ -468,7 +468,7 @@ def test_scores_before_training_are_those_of_the_start(
         fit(root, name, tiny_folder, "lora", *words, *kept)
         assert scores(logs / name, "before") == pytest.approx(scores(runs / "lora", "after"), rel=1e-5)
     assert len(list((tmp_path / "kept").iterdir())) == 2, "of the backbone and of the start"
-    assert scores(logs / f"{start}_plain", "before")["nll"] > scores(runs / "lora", "after")["nll"] + 0.1
+    assert scores(logs / f"{start}_plain", "before")["nll"] > scores(runs / "lora", "after")["nll"] + 0.05
     # Measured again by a resumed run that scores other rows, on the weights that were there before its checkpoint's.
     back = ("--ckpt_path", str(logs / f"{start}_scores" / "checkpoints" / "step=3.ckpt"))
     fewer = ("--data.max_eval_samples", "2")
