@@ -34,6 +34,20 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures of several sizes (width, height), each of its own colours."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    sizes = [(48, 48), (64, 32), (30, 90), (100, 40), (37, 61), (120, 20)]
+    for i, (width, height) in enumerate(sizes):
+        image = Image.new("RGB", (width, height), (40 * i, 250 - 30 * i, 90 + 20 * i))
+        image.paste((255 - 20 * i, 10, 30 * i), (0, 0, width // 2, height // 2))
+        image.save(folder / f"{i}.png")
+    return [folder / f"{i}.png" for i in range(len(sizes))]
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny random LLaVA as a Hugging Face folder."""
     from tests.tiny import save_tiny

@@ -71,12 +71,7 @@ def test_a_run_reports_its_parameters(run: Path) -> None:
     events = EventAccumulator(str(run))
     events.Reload()
     text = events.Tensors("parameters/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert [line.split("|")[1].strip() for line in text.splitlines()[2:] if line.startswith("|")] == [
-        "vision",
-        "connector",
-        "llm",
-        "all",
-    ]
+    assert [line.split("|")[1].strip() for line in text.splitlines()[2:]] == ["vision", "connector", "llm", "all"]
     assert "| 0.01 |" in text, "the rate that the schedule starts from, not that of the warm-up"
 
 

@@ -1,4 +1,4 @@
-"""Dropout whose masks cost a CPU a third of torch's."""
+"""Dropout whose masks cost a CPU about half of torch's."""
 
 import torch
 from torch import Tensor, nn

@@ -31,7 +31,8 @@ class BackboneCallback(L.Callback):
             Console().print("\n".join(parts), highlight=False, markup=False, soft_wrap=True)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("parameters", f"{report}\n\n{told}", trainer.global_step)
+                logger.experiment.add_text("parameters", report, trainer.global_step)
+                logger.experiment.add_text("vision_cache", told, trainer.global_step)
 
     def _keep_features(self, trainer: L.Trainer, module: Any) -> str:
         """Decide on a vision cache that was left to the run, and drop one that could never be of use."""

@@ -13,7 +13,6 @@ from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.lengths import row_lengths
 from mllm_lit.datamodule import VQADataModule
 from mllm_lit.errors import SettingError
-from mllm_lit.importance import Spider
 from mllm_lit.module import MLLMModule
 from tests.data.test_replay import Losses
 from tests.test_module import Stop, module, trainer, weights
@@ -155,10 +154,3 @@ def test_block_masks_are_for_training_alone(tiny_folder: Path, tmp_path: Path, m
     assert ("flex_attention", False) not in attended
     assert model.loaded is not None
     assert model.loaded.model.config.get_text_config()._attn_implementation == "sdpa"
-
-
-def test_rules_see_shared_rows(tiny_folder: Path, tmp_path: Path) -> None:
-    model = module(tiny_folder)
-    model.importance = Spider()
-    trainer(tmp_path, max_steps=2).fit(model, datamodule=data(tmp_path, share_pictures=True))
-    assert model.importance.parameters

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from mllm_lit.adapters import IA3, Bottleneck, Full, LoRA
 from mllm_lit.adapters.base import Adapter
@@ -22,7 +21,7 @@ from mllm_lit.data.sample import Sample, Turn
 from mllm_lit.evaluation import prefill
 from mllm_lit.evaluation.prefill import SharedCollate, answers_from_shared_pictures, shares_pictures
 from tests.processors.beds import BEDS, Bed, bed, build, loaded
-from tests.processors.test_data_path import SIZES, chat, oracle_labels, own, sample
+from tests.processors.test_data_path import chat, oracle_labels, own, sample
 
 SHARING = [name for name in BEDS if name != "paligemma2"]
 NEW = 6
@@ -31,17 +30,6 @@ QUICK = ("llava", "qwen3_vl", "smolvlm", "gemma3")
 some_quick = pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SHARING]
 )
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures of several sizes, each of its own colours."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, (width, height) in enumerate(SIZES):
-        image = Image.new("RGB", (width, height), (40 * i, 250 - 30 * i, 90 + 20 * i))
-        image.paste((255 - 20 * i, 10, 30 * i), (0, 0, width // 2, height // 2))
-        image.save(folder / f"{i}.png")
-    return [folder / f"{i}.png" for i in range(len(SIZES))]
 
 
 def sharp(name: str) -> Bed:

@@ -24,20 +24,8 @@ from mllm_lit.inference.run import Tuned
 from mllm_lit.module import MLLMModule
 from tests.processors.beds import BEDS, Bed, bed, loaded, picture
 
-SIZES = [(48, 48), (64, 32), (30, 90), (100, 40), (37, 61), (120, 20)]
 each_family = pytest.mark.parametrize("name", BEDS)
 each_chat = pytest.mark.parametrize("name", [name for name in BEDS if name != "paligemma2"])
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures of the sizes above (width, height), each of its own colours."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, (width, height) in enumerate(SIZES):
-        image = Image.new("RGB", (width, height), (40 * i, 250 - 30 * i, 90 + 20 * i))
-        image.paste((255 - 20 * i, 10, 30 * i), (0, 0, width // 2, height // 2))
-        image.save(folder / f"{i}.png")
-    return [folder / f"{i}.png" for i in range(len(SIZES))]
 
 
 def sample(question: str, answer: str, images: Sequence[Path] = (), id: str = "1") -> Sample:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mllm_lit import answers
@@ -22,7 +21,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.packed_rows import block_mask, dense_mask, packed_inputs, sliding_window, why_not_packed
 from tests.evaluation.test_prefill import followed, mixed, sharp
 from tests.processors.beds import BEDS, Bed, bed, build, loaded
-from tests.processors.test_data_path import SIZES, chat, oracle_labels, own, sample
+from tests.processors.test_data_path import chat, oracle_labels, own, sample
 
 PACKED = [name for name in BEDS if name not in ("paligemma2", "gemma3")]
 QUICK = ("llava", "qwen2_5_vl", "smolvlm")
@@ -35,17 +34,6 @@ each_way = pytest.mark.parametrize(
 # Sums over other shapes are rounded otherwise: 1e-5 of the largest entry, in fp32. Of gradients that are next to none
 # (a key's bias has none at all), 1e-5 of a hundredth of the largest.
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Pictures of several sizes, each of its own colours."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, (width, height) in enumerate(SIZES):
-        image = Image.new("RGB", (width, height), (40 * i, 250 - 30 * i, 90 + 20 * i))
-        image.paste((255 - 20 * i, 10, 30 * i), (0, 0, width // 2, height // 2))
-        image.save(folder / f"{i}.png")
-    return [folder / f"{i}.png" for i in range(len(SIZES))]
 
 
 def gradients(net: Any) -> dict[str, Tensor]:
