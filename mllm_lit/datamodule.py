@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from zlib import crc32
 
 import lightning as L
@@ -260,16 +260,19 @@ class MLLMDataModule(L.LightningDataModule):
         failed: Exception | None = None
         if self._first_rank:
             try:
-                if self._packs:
-                    self._refuse_packing(collate)
+                module: Any = self._trainer().lightning_module
+                if self._packs and (why := why_not_packed(module.net, collate)) is not None:
+                    self._refuse_packing(why)
                 lengths = row_lengths(self.train_rows, collate, PictureSizes(self.kept), shared=self.share_pictures)
-                if self._packs:
-                    self._refuse_packing(collate, max(lengths.rows))
-                if self.batch_tokens is not None and max(lengths.rows) > self.batch_tokens:
-                    row = self.train_rows[lengths.rows.index(max(lengths.rows))]
+                longest = max(lengths.rows)
+                window = sliding_window(module.net) if self._packs else None
+                if window is not None and longest > window:
+                    self._refuse_packing(f"a row has {longest} tokens, and the LLM sees {window} back")
+                if self.batch_tokens is not None and longest > self.batch_tokens:
+                    row = self.train_rows[lengths.rows.index(longest)]
                     raise SettingError(
                         f"data.batch_tokens is {self.batch_tokens}, but {row.origin or row.id}: sample {row.id!r} has "
-                        f"{max(lengths.rows)} tokens. Set it to {max(lengths.rows)} or more, or leave the row out."
+                        f"{longest} tokens. Set it to {longest} or more, or leave the row out."
                     )
             except UserError as error:
                 failed = error
@@ -282,14 +285,9 @@ class MLLMDataModule(L.LightningDataModule):
                 evaluator.measure(one)
         return lengths
 
-    def _refuse_packing(self, collate: Collate, longest: int = 0) -> None:
-        module: Any = self._trainer().lightning_module
-        why, window = why_not_packed(module.net, collate), sliding_window(module.net)
-        if window is not None and longest > window:
-            why = f"a row has {longest} tokens, and the LLM sees {window} back"
-        if why is not None:
-            name = "share_pictures" if self.share_pictures else "pack"
-            raise SettingError(f"data.{name} is true, but rows have to stay alone: {why}. Set data.{name} to false.")
+    def _refuse_packing(self, why: str) -> NoReturn:
+        name = "share_pictures" if self.share_pictures else "pack"
+        raise SettingError(f"data.{name} is true, but rows have to stay alone: {why}. Set data.{name} to false.")
 
     def evaluator(self, phase: str) -> Evaluator:
         """What scores the model that this data module was handed to a trainer with.

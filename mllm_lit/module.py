@@ -111,8 +111,16 @@ class MLLMModule(L.LightningModule):
             return
         if self._trainer is not None:
             check_trainer(self._trainer)
-        if self.backbone.compile and self.device.type == "cpu":
-            check_compiler()
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
+        if self.backbone.compile:
+            if isinstance(strategy, FSDP2Strategy) or self._hidden:
+                raise SettingError(
+                    f"model.backbone.compile: true with {type(strategy).__name__}, which gathers weights in the middle "
+                    "of a block. Set it to false, or use configs/trainer/ddp.yaml."
+                )
+            if (self.device if strategy is None else strategy.root_device).type == "cpu":
+                check_compiler()
         precision = str(self._trainer.precision) if self._trainer is not None else None
         if self.backbone.dtype == "auto" and precision is not None:
             self.backbone.dtype = frozen_dtype(precision)
@@ -128,14 +136,7 @@ class MLLMModule(L.LightningModule):
             refuse_mixed_dtypes(self.net)
         if isinstance(self.vision_cache, VisionCache):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
-        strategy = self._trainer.strategy if self._trainer is not None else None
-        self._in_step, self._hidden = in_lockstep(strategy), hides_gradients(strategy)
         if self.backbone.compile:
-            if isinstance(strategy, FSDP2Strategy) or self._hidden:
-                raise SettingError(
-                    f"model.backbone.compile: true with {type(strategy).__name__}, which gathers weights in the middle "
-                    "of a block. Set it to false, or use configs/trainer/ddp.yaml."
-                )
             compile_blocks(self.loaded.model, self.loaded.layout)
         if isinstance(strategy, FSDP2Strategy):
             strategy.shard(self.net, self.loaded.model, self.loaded.layout, self.adapter)

@@ -162,8 +162,11 @@ def takes_block_masks(model: Any, device: torch.device) -> bool:
 @contextmanager
 def attention(model: Any, name: str | None) -> Iterator[None]:
     """Have the LLM attend by another implementation for a while; ``None`` leaves it as it is."""
+    if name is None:
+        yield
+        return
     before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation({"text_config": name or before})
+    model.set_attn_implementation({"text_config": name})
     try:
         yield
     finally:
