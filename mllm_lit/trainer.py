@@ -28,7 +28,7 @@ class MLLMTrainer(L.Trainer):
         precision: _PRECISION_INPUT | Literal["auto"] | None = "auto",
         **others: Any,
     ) -> None:
-        self.precision_reason = "Lightning's default" if precision is None else "as set"
+        self.precision_reason = "as set"
         plugins = others.get("plugins")
         plugins = plugins if isinstance(plugins, (list, tuple)) else [plugins]
         if precision == "auto" and any(isinstance(one, Precision) for one in plugins):
