@@ -96,6 +96,6 @@ def test_a_run_may_go_on_with_it() -> None:
 
 def test_a_missing_compiler_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "/nonexistent/g++")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nonexistent/g++",))
-    with pytest.raises(BackboneError, match=r"no C\+\+ compiler .* Install g\+\+"):
+    nowhere = torch._inductor.config.patch("cpp.cxx", ("/nonexistent/g++",))
+    with nowhere, pytest.raises(BackboneError, match=r"no C\+\+ compiler .* Install g\+\+"):
         MLLMModule(Backbone(path="nowhere", compile=True), LoRA()).configure_model()

@@ -201,7 +201,6 @@ def test_flex_attention_sees_the_same(name: str, files: list[Path]) -> None:
 
 @pytest.mark.slow
 def test_flex_attention_computes_the_same(files: list[Path]) -> None:
-    torch._dynamo.reset()  # Other tests have compiled it, too, and its graphs are limited in number.
     b, rows = sharp("llava"), mixed(files)
     batch = PackedCollate(Collate(b.processor), True, True)(rows)
     with torch.no_grad():
