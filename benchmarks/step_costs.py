@@ -23,7 +23,7 @@ from torch import nn
 
 from mllm_lit.adapters import Full, LoRA
 from mllm_lit.adapters.base import Adapter
-from mllm_lit.adapters.dropout import PackedDropout
+from mllm_lit.adapters.dropout import GeometricDropout
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones import Backbone, VisionCache
 from mllm_lit.data.collate import Batch
@@ -45,7 +45,7 @@ class Variant:
         if torch_masks:
             for layer in [*self.module.net.modules()]:
                 for name, child in layer.named_children():
-                    if isinstance(child, PackedDropout):
+                    if isinstance(child, GeometricDropout):
                         setattr(layer, name, nn.Dropout(child.p))
         groups = adapter.parameter_groups(self.module.net, self.module.loaded.layout)
         self.optimizer = torch.optim.AdamW(groups, fused=fused, foreach=not fused)

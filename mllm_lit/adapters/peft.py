@@ -153,10 +153,10 @@ class LoRA(PeftAdapter):
 
     def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
         """See :meth:`Adapter.wrap`."""
-        from mllm_lit.adapters.dropout import pack_masks
+        from mllm_lit.adapters.dropout import draw_geometrically
 
         wrapped = super().wrap(model, layout)
-        pack_masks(wrapped)
+        draw_geometrically(wrapped)
         if self.mutates:
             trained = ((name, p) for name, p in wrapped.named_parameters() if p.requires_grad)
             self._at_attach = {name: snapshot(p) for name, p in trained}

@@ -1,4 +1,4 @@
-"""LoRA's dropout with packed masks: the same Bernoulli as torch's, seeded, and drawn again alike by recomputation."""
+"""LoRA's dropout by geometric distances: the same Bernoulli as torch's, seeded, and drawn again alike by recomputation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mllm_lit.adapters import LoRA
-from mllm_lit.adapters.dropout import PackedDropout
+from mllm_lit.adapters.dropout import GeometricDropout, dropped_positions
 from mllm_lit.backbones.layout import find_layout
 from mllm_lit.backbones.load import LoadedBackbone, checkpoint_activations
 from tests.tiny import tiny_backbone
@@ -18,12 +18,12 @@ from tests.tiny import tiny_backbone
 def test_each_element_is_dropped_independently_with_p(p: float) -> None:
     torch.manual_seed(0)
     count = 400_000
-    kept = PackedDropout(p)(torch.ones(count)).ne(0).double()
+    kept = GeometricDropout(p)(torch.ones(count)).ne(0).double()
     spread = (p * (1 - p) / count) ** 0.5
     assert float(kept.mean()) == pytest.approx(1 - p, abs=4 * spread)
-    four = kept.view(-1, 4)
-    assert four.mean(0).tolist() == pytest.approx([1 - p] * 4, abs=8 * spread)  # every quarter of a word
-    for lag in (1, 2, 3, 4):  # neighbours, in one word and across
+    ends = torch.stack((kept[: count // 8], kept[-count // 8 :])).mean(1)  # as often at either end
+    assert ends.tolist() == pytest.approx([1 - p] * 2, abs=4 * spread * 8**0.5)
+    for lag in (1, 2, 3, 4, 20):
         both = float((kept[lag:] * kept[:-lag]).mean())
         assert both == pytest.approx((1 - p) ** 2, abs=5 * spread)
 
@@ -31,7 +31,7 @@ def test_each_element_is_dropped_independently_with_p(p: float) -> None:
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5, 11)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_is_scaled_so_that_the_mean_stays(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    dropout, x = PackedDropout(0.5), torch.ones(shape, dtype=dtype, requires_grad=True)
+    dropout, x = GeometricDropout(0.5), torch.ones(shape, dtype=dtype, requires_grad=True)
     torch.manual_seed(1)
     out = dropout(x)
     assert (out.shape, out.dtype) == (x.shape, dtype)
@@ -39,22 +39,52 @@ def test_what_is_kept_is_scaled_so_that_the_mean_stays(shape: tuple[int, ...], d
     out.sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, out.detach())
-    rounded = round(0.05 * 2**16) / 2**16
-    values = PackedDropout(0.05)(torch.ones(1000)).unique()
-    torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - rounded)]), rtol=1e-6, atol=0.0)
+    values = GeometricDropout(0.05)(torch.ones(1000, dtype=dtype)).unique()
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.95], dtype=dtype), rtol=1e-6, atol=0.0)
+
+
+def test_distances_have_the_law_of_torchs() -> None:
+    """Chi-squared of the distances between dropped elements against (1 - p)^(k - 1) p, for both."""
+    p, cells = 0.2, 25
+    for dropout in (GeometricDropout(p), nn.Dropout(p)):
+        torch.manual_seed(5)
+        at = dropout(torch.ones(500_000)).eq(0).nonzero().flatten()
+        gaps = (at[1:] - at[:-1]).clamp(max=cells)
+        expected = torch.tensor([(1 - p) ** (k - 1) * p for k in range(1, cells)] + [(1 - p) ** (cells - 1)])
+        expected *= len(gaps)
+        chi = float(((gaps.bincount(minlength=cells + 1)[1:] - expected).square() / expected).sum())
+        assert chi < 51.2  # the 99.9th percentile of 24 degrees of freedom
+
+
+def test_positions_go_on_where_the_first_draw_falls_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("mllm_lit.adapters.dropout.math.sqrt", lambda value: -value / 8)
+    positions = dropped_positions(100_000, 0.3)
+    assert len(positions) == pytest.approx(30_000, abs=4 * (100_000 * 0.3 * 0.7) ** 0.5)
+    assert (positions[1:] > positions[:-1]).all()
+    assert 0 <= positions[0] < positions[-1] < 100_000
+
+
+def test_a_transposed_input_and_an_expanded_gradient() -> None:
+    x = torch.ones(6, 5, requires_grad=True)
+    out = GeometricDropout(0.5)(x.t())
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad.t(), out.detach())
+    assert GeometricDropout(0.5)(torch.ones(0, 4)).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("p", "value"), [(0.0, 1.0), (1.0, 0.0)])
 def test_the_ends_are_torchs(p: float, value: float) -> None:
-    assert torch.equal(PackedDropout(p)(torch.ones(5)), torch.full((5,), value))
+    assert torch.equal(GeometricDropout(p)(torch.ones(5)), torch.full((5,), value))
 
 
 def test_evaluation_drops_nothing() -> None:
-    assert torch.equal(PackedDropout(0.5).eval()(torch.ones(9)), torch.ones(9))
+    assert torch.equal(GeometricDropout(0.5).eval()(torch.ones(9)), torch.ones(9))
 
 
 def test_recomputation_draws_the_same_mask() -> None:
-    layer = nn.Sequential(PackedDropout(0.5), nn.Linear(64, 64), PackedDropout(0.5))
+    layer = nn.Sequential(GeometricDropout(0.5), nn.Linear(64, 64), GeometricDropout(0.5))
     x = torch.randn(8, 64)
     grads = []
     for recompute in (False, True):
@@ -70,7 +100,7 @@ def test_recomputation_draws_the_same_mask() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_masks_are_the_plain_ones_and_no_two_are_one(recompute: bool) -> None:
-    layer = nn.Sequential(PackedDropout(0.5), nn.Linear(64, 64), nn.Tanh(), PackedDropout(0.5))
+    layer = nn.Sequential(GeometricDropout(0.5), nn.Linear(64, 64), nn.Tanh(), GeometricDropout(0.5))
 
     def plain(x: torch.Tensor) -> torch.Tensor:
         return checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
@@ -101,7 +131,7 @@ def test_loras_masks_follow_the_seed_with_and_without_checkpointing(dora: bool) 
         )
         drops = [module for module in net.modules() if isinstance(module, nn.Dropout) and module.p == 0.3]
         assert len(drops) == 14
-        assert all(isinstance(module, PackedDropout) for module in drops)
+        assert all(isinstance(module, GeometricDropout) for module in drops)
         with torch.no_grad():
             generator = torch.Generator().manual_seed(0)
             for name, parameter in net.named_parameters():
