@@ -49,7 +49,8 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _scaled_without(grads[0], *ctx.saved_tensors, ctx.scale), None, None
+        (positions,) = ctx.saved_tensors
+        return _scaled_without(grads[0], positions, ctx.scale), None, None
 
 
 def _scaled_without(input: Tensor, positions: Tensor, scale: float) -> Tensor:
@@ -71,7 +72,8 @@ class GeometricDropout(nn.Dropout):
         scale = 1 / (1 - self.p)
         if torch.compiler.is_compiling():
             return input * compiled_kept(input.detach(), self.p) * scale
-        dropped: Tensor = _Drop.apply(input, dropped_positions(input.numel(), self.p), scale)
+        apply: Any = _Drop.apply
+        dropped: Tensor = apply(input, dropped_positions(input.numel(), self.p), scale)
         return dropped
 
 

@@ -1,4 +1,4 @@
-"""LoRA's dropout by geometric distances: the same Bernoulli as torch's, seeded, and drawn again alike by recomputation."""
+"""LoRA's dropout by geometric distances: torch's Bernoulli, seeded, and drawn again alike by recomputation."""
 
 from typing import Any
 
@@ -77,6 +77,10 @@ def test_a_transposed_input_and_an_expanded_gradient() -> None:
 @pytest.mark.parametrize(("p", "value"), [(0.0, 1.0), (1.0, 0.0)])
 def test_the_ends_are_torchs(p: float, value: float) -> None:
     assert torch.equal(GeometricDropout(p)(torch.ones(5)), torch.full((5,), value))
+
+
+def test_on_another_device_it_is_torchs() -> None:
+    assert GeometricDropout(0.5)(torch.ones(5, device="meta")).device.type == "meta"
 
 
 def test_evaluation_drops_nothing() -> None:
