@@ -104,6 +104,9 @@ class Backbone:
             BackboneError: The path is no model, is not reachable, or its architecture takes no images.
             LayoutError: The architecture is unknown and ``layout`` does not describe it.
         """
+        from mllm_lit.backbones.attention import use_for_sdpa
+
+        use_for_sdpa()
         model, processor = self.read()
         if self.max_length is not None:
             processor.tokenizer.model_max_length = self.max_length
