@@ -1,0 +1,1 @@
+"""Studies: many runs from one file, each known by what it depends on, and the report of what came out."""
