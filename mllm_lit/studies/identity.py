@@ -64,6 +64,6 @@ def listing(place: Path) -> bytes:
 @cache
 def contents() -> tuple[str, bytes]:
     """Digests of the package's source, and of the data and weights that come with it."""
-    files = sorted(file for file in Path(__file__).parent.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    files = sorted(file for file in Path(__file__).parents[1].rglob("*") if file.is_file() and file.suffix != ".pyc")
     source, rest = ([file for file in files if (file.suffix == ".py") == wanted] for wanted in (True, False))
     return digest(file.read_bytes() for file in source), digest(file.read_bytes() for file in rest).encode()
