@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from mllm_lit.tradeoffs import summarise
+
 from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -31,7 +31,7 @@ def facts(words: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         ``settings`` by dotted name; ``data``, a digest of the files that they name and of those in the package;
-        ``code``, a digest of the package's source.
+        ``code``, a digest of the package's source; ``target``, what is trained on as a set that another run can score.
     """
     read = Resolved(words)
     tree = yaml.safe_load(read.parser.dump(read.config, skip_unset=False, skip_validation=True))
@@ -39,7 +39,10 @@ def facts(words: Sequence[str]) -> dict[str, Any]:
     named = (Path(str(value)).expanduser() for key, value in settings.items() if key.split(".")[-1] in NAMES_FILES)
     listed = [listing(place) for place in sorted({place.absolute() for place in named}) if place.exists()]
     code, data = contents()
-    return {"settings": settings, "data": digest([data, *listed]), "code": code}
+    given = tree["data"].get("init_args", {})
+    names = {"task": "task", "root": "root", "test_split": "split", "max_eval_samples": "max_samples"}
+    target = {theirs: given[ours] for ours, theirs in names.items() if given.get(ours) is not None}
+    return {"settings": settings, "data": digest([data, *listed]), "code": code, "target": target}
 
 
 def digest(parts: Iterable[bytes]) -> str:

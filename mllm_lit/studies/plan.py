@@ -2,11 +2,23 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mllm_lit.studies.identity import digest
-from mllm_lit.studies.study import SEED, STAGE, Labels, Merge, Options, Study, StudyError, Value, matches, text
+from mllm_lit.studies.study import (
+    EARLIER,
+    SEED,
+    STAGE,
+    Labels,
+    Merge,
+    Options,
+    Study,
+    StudyError,
+    Value,
+    matches,
+    text,
+)
 
 Facts = Callable[[Sequence[str]], Mapping[str, Any]]
 """What the result of a run with these words depends on; see :func:`mllm_lit.studies.identity.facts`."""
@@ -23,22 +35,22 @@ class Cell:
         options: Of the command line.
         choosing: It is there to choose a rate.
         after: The cell whose run this one starts from, or merges.
-        start: How it starts from it, ``keep`` or ``merge``.
         merge: What is merged.
         identity: ``settings``, ``data`` and ``code``; ``parent``, the key of ``after``.
         key: By which it is known: a digest of settings, data and parent. ``None`` while its rate is not chosen.
         waits: Keys of the cells that choose it.
+        slurm: Parameters of its job.
     """
 
     labels: Labels
     options: Options = field(default_factory=dict)
     choosing: bool = False
     after: "Cell | None" = None
-    start: str = "keep"
     merge: Merge | None = None
     identity: Mapping[str, Any] | None = None
     key: str | None = None
     waits: tuple[str, ...] = ()
+    slurm: Options = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -71,7 +83,9 @@ class Plan:
 
     def __init__(self, study: Study, facts: Facts, summary: Summaries) -> None:
         self.study, self.summary = study, summary
-        self._facts, self._known = facts, dict[tuple[str, ...], Mapping[str, Any]]()
+        self.facts = cache_by_words(facts)
+        self.tried: dict[tuple[tuple[str, str], ...], tuple[dict[float, float], dict[str, str]]] = {}
+        """Of every choice that is made, by the labels that it was made for: rate -> score, and rate -> key."""
 
     def cells(self) -> list[Cell]:
         """Every cell, such as others depend on before them; none twice."""
@@ -80,41 +94,82 @@ class Plan:
             found.setdefault(cell.key or (cell.name, cell.merge), cell)
         return list(found.values())
 
+    def unread(self) -> list[list[str]]:
+        """Command lines whose settings have not been read yet, as far as they are known."""
+        read, words = self.facts, list[list[str]]()
+
+        def note(one: Sequence[str]) -> Mapping[str, Any]:
+            words.append(list(one))
+            return {"settings": {}, "data": "", "code": "", "target": {}}
+
+        self.facts = cache_by_words(note)
+        try:
+            self.cells()
+        finally:
+            self.facts = read
+        return words
+
     def reported(self) -> list[Cell]:
         """Those of the report: one for every combination and stage."""
-        return [cell for cell in self._cells() if not cell.choosing]
+        return list({tuple(cell.labels.items()): cell for cell in self._cells() if not cell.choosing}.values())
 
     def _cells(self) -> Iterator[Cell]:
         for labels in self.study.combinations():
-            merge = next((value.merge for value in self.study.values(labels) if value.merge), None)
-            if merge is None:
+            merges = {axis: merge for axis, label in labels.items() if (merge := self.study.axes[axis][label].merge)}
+            if not merges:
                 yield from self._trained(labels)
                 continue
-            (axis,) = (axis for axis, label in labels.items() if self._value(axis, label).merge)
-            *_, run = self._trained(labels | {axis: merge.of})
+            ((axis, merge),) = merges.items()
+            *before, run = self._trained(labels | {axis: merge.of})
+            yield from (*before, run)
             key = run.key and digest(part.encode() for part in (run.key, merge.method, merge.arguments))[:16]
             identity = run.identity and {**run.identity, "parent": run.key, "merge": [merge.method, merge.arguments]}
-            yield Cell(labels, after=run, merge=merge, identity=identity, key=key, waits=run.waits)
+            yield replace(run, labels=labels, after=run, merge=merge, identity=identity, key=key)
 
     def _trained(self, labels: Labels) -> Iterator[Cell]:
+        """The cells that choose the rate of a combination, then its run, or one for each stage."""
+        file, values = self.study.file, self.study.values(labels)
         rate, choosing = self._rate(labels)
         yield from choosing
         waits = tuple(str(cell.key) for cell in choosing) if rate is None else ()
-        chosen = {} if rate is None or self.study.file.rate is None else {self.study.file.rate.option: rate}
+        chosen = {file.rate.option: rate} if file.rate is not None and rate is not None else {}
+        slurm = file.slurm | {name: given for value in values for name, given in value.slurm.items()}
+        if not file.stages:
+            yield self._cell(Cell(labels, self._options(values) | chosen, waits=waits, slurm=slurm))
+            return
         before: Cell | None = None
-        for stage in self.study.file.stages or [None]:  # type: ignore[list-item]
-            options = self._options(labels, stage) | chosen
-            named = labels | ({} if stage is None else {STAGE: stage})
-            if not any(matches(named, rule) for rule in self.study.file.exclude):
-                before = self._cell(named, options, before, waits)
-                yield before
+        for stage in file.stages:
+            named = labels | {STAGE: stage}
+            if any(matches(named, rule) for rule in file.exclude):
+                continue
+            options = self._stage(self._options(values, stage) | chosen, values, stage, first=before is None)
+            before = self._cell(Cell(named, options, after=before, waits=waits, slurm=slurm))
+            yield before
 
-    def _options(self, labels: Labels, stage: str | None = None) -> Options:
-        file, options = self.study.file, dict(self.study.file.options)
-        options |= file.stages[stage] if stage is not None else {}
-        for value in self.study.values(labels):
-            options |= value.options
+    def _options(self, values: Sequence[Value], stage: str | None = None, choosing: bool = False) -> Options:
+        file = self.study.file
+        options = file.options | (file.stages[stage] if stage is not None else {})
+        if choosing and file.rate is not None:
+            options = options | file.rate.options
+        for value in values:
+            options = options | value.options
         return options
+
+    def _stage(self, options: Options, values: Sequence[Value], stage: str, first: bool) -> Options:
+        """What a stage has beside its options: the other targets are scored, and earlier ones may be named."""
+        stages = list(self.study.file.stages)
+        earlier = stages[: stages.index(stage)]
+        targets = {
+            name: self.facts(words_of(self._options(values, name)))["target"] for name in stages if name != stage
+        }
+        told = {name: earlier if value == EARLIER else value for name, value in options.items()}
+        if not earlier:
+            named = {name for name, value in options.items() if value == EARLIER}
+            named |= {"data.replay"} if "data.replay_from" in named else set()
+            told = {name: value for name, value in told.items() if name not in named}
+        start = told.pop("model.start", self.study.file.start)
+        others = {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": targets}}
+        return told | ({} if first else {"model.start": start}) | ({"data.others": others} if targets else {})
 
     def _rate(self, labels: Labels) -> tuple[float | None, list[Cell]]:
         """The rate of a combination, ``None`` while it is not chosen, and the cells that choose it."""
@@ -122,62 +177,65 @@ class Plan:
         if choice is None:
             return None, []
         own = [value.rates for value in self.study.values(labels) if value.rates is not None]
-        rates = own[-1] if own else tuple(choice.rates or ())
+        rates = sorted(own[-1] if own else choice.rates or ())
         if not rates:
             raise StudyError(f"No rates are given for {labels}: set rate.rates, or rates of one of these values.")
         if len(rates) == 1:
             return rates[0], []
         axes = [axis for axis in self.study.axes if axis != SEED] if choice.by is None else choice.by
         named = {axis: label for axis, label in labels.items() if axis in axes}
-        first = next(each for each in self._runs() if matches(each, named)) | named
+        first = next(each for each in self._runs() if matches(each, named))
         first.pop(SEED, None)
-        stage = next(iter(self.study.file.stages), None)
-        file, options = self.study.file, dict(self.study.file.options)
-        options |= (file.stages[stage] if stage is not None else {}) | choice.options
-        for value in self.study.values(first):
-            options |= value.options
+        values = self.study.values(first)
+        options = self._options(values, next(iter(self.study.file.stages), None), choosing=True)
+        slurm = self.study.file.slurm | {name: given for value in values for name, given in value.slurm.items()}
         cells = [
-            self._cell(named | {"rate": text(rate)}, options | {choice.option: rate}, choosing=True)
-            for rate in sorted(rates)
+            self._cell(Cell(named | {"rate": text(rate)}, options | {choice.option: rate}, choosing=True, slurm=slurm))
+            for rate in rates
         ]
         scores = [None if (found := self.summary(cell)) is None else score(found, choice.score) for cell in cells]
-        if any(value is None for value in scores):
+        known = {rate: found for rate, found in zip(rates, scores, strict=True) if found is not None}
+        if len(known) < len(rates):
             return None, cells
-        best = max(zip(scores, sorted(rates), strict=True), key=lambda pair: (pair[0], -pair[1]))
-        return best[1], cells
+        keys = {text(rate): str(cell.key) for rate, cell in zip(rates, cells, strict=True)}
+        self.tried[tuple(named.items())] = known, keys
+        return best(known), cells
 
     def _runs(self) -> Iterator[Labels]:
         for labels in self.study.combinations():
             if not any(value.merge for value in self.study.values(labels)):
                 yield labels
 
-    def _value(self, axis: str, label: str) -> Value:
-        return self.study.axes[axis][label]
+    def _cell(self, cell: Cell) -> Cell:
+        """The cell with its identity, unless its rate is not chosen."""
+        if cell.waits:
+            return cell
+        identity = dict(self.facts(cell.words()))
+        identity.pop("target", None)
+        if cell.after is not None:
+            identity["parent"] = cell.after.key
+        return replace(cell, identity=identity, key=key_of(identity))
 
-    def _cell(
-        self,
-        labels: Labels,
-        options: Options,
-        after: Cell | None = None,
-        waits: tuple[str, ...] = (),
-        choosing: bool = False,
-    ) -> Cell:
-        start = self.study.file.start
-        if waits:
-            return Cell(labels, options, choosing, after, start, waits=waits)
-        if after is not None:
-            options = options | {"model.start": start}
-        words = words_of(options)
-        identity = self._identity(words)
-        if after is not None:
-            identity = {**identity, "parent": after.key}
-        return Cell(labels, options, choosing, after, start, identity=identity, key=key_of(identity))
 
-    def _identity(self, words: Sequence[str]) -> Mapping[str, Any]:
-        known = tuple(words)
-        if known not in self._known:
-            self._known[known] = self._facts(words)
-        return self._known[known]
+def best(tried: Mapping[float, float]) -> float:
+    """The rate with the best score, of equal ones the smallest.
+
+    >>> best({1e-3: 50.0, 1e-4: 50.0, 1e-2: 40.0})
+    0.0001
+    """
+    return max(tried, key=lambda rate: (tried[rate], -rate))
+
+
+def cache_by_words(facts: Facts) -> Facts:
+    """The same, asked once for the same words."""
+    known: dict[tuple[str, ...], Mapping[str, Any]] = {}
+
+    def told(words: Sequence[str]) -> Mapping[str, Any]:
+        if tuple(words) not in known:
+            known[tuple(words)] = facts(words)
+        return known[tuple(words)]
+
+    return told
 
 
 def score(summary: Mapping[str, Any], name: str) -> float:

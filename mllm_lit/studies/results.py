@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 
-from mllm_lit.studies.study import Labels
+from mllm_lit.studies.plan import Plan, best
+from mllm_lit.studies.store import Store
+from mllm_lit.studies.study import TRADEOFF, Labels, StudyError, text
 
 
 class Result(msgspec.Struct, omit_defaults=True):
@@ -50,11 +52,13 @@ class Rate(msgspec.Struct):
         labels: Of the axes along which it was chosen.
         chosen: The rate.
         tried: Rate -> score on the validation split.
+        keys: Rate -> key of the cell.
     """
 
     labels: Labels
     chosen: float
     tried: dict[str, float]
+    keys: dict[str, str] = {}
 
 
 class Results(msgspec.Struct):
@@ -65,26 +69,80 @@ class Results(msgspec.Struct):
         cells: Finished ones.
         missing: The others.
         rates: Chosen on the validation split.
+        settings: Such as all cells have; a file has them once.
     """
 
     study: str
     cells: list[Result] = []
     missing: list[Missing] = []
     rates: list[Rate] = []
+    settings: dict[str, Any] = {}
+
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """Of finished cells by key; of those that chose a rate, the score by which they did, under every name."""
+        found = {cell.key: cell.summary for cell in self.cells if cell.key}
+        for rate in self.rates:
+            for value, key in rate.keys.items():
+                score = rate.tried[value]
+                found[key] = {"target": {"after": score}, "tradeoff": dict.fromkeys(TRADEOFF, score)}
+        return found
 
 
 def read_results(file: Path) -> Results | None:
-    """Results that are kept in a file, ``None`` if it is not there."""
-    return msgspec.json.decode(file.read_bytes(), type=Results) if file.is_file() else None
+    """Results that are kept in a file, ``None`` if it is not there.
+
+    Raises:
+        StudyError: It holds something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        results = msgspec.json.decode(file.read_bytes(), type=Results)
+    except msgspec.DecodeError as error:
+        raise StudyError(f"{file} holds no results of a study: {error}. Remove it, or name another folder.") from error
+    for cell in results.cells:
+        cell.settings = results.settings | cell.settings
+    return results
 
 
 def write_results(results: Results, file: Path) -> None:
     """Keep results, without the places of this machine."""
-    kept = Results(
-        results.study,
-        [msgspec.structs.replace(cell, folder=None) for cell in results.cells],
-        [msgspec.structs.replace(cell, log=None) for cell in results.missing],
-        results.rates,
+    every = [cell.settings for cell in results.cells if cell.key]
+    common = (
+        {name: value for name, value in every[0].items() if all(one.get(name, ...) == value for one in every)}
+        if every
+        else {}
+    )
+    kept = msgspec.structs.replace(
+        results,
+        cells=[
+            msgspec.structs.replace(
+                cell, folder=None, settings={name: value for name, value in cell.settings.items() if name not in common}
+            )
+            for cell in results.cells
+        ],
+        missing=[msgspec.structs.replace(cell, log=None) for cell in results.missing],
+        settings=common,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+
+
+def collect(plan: Plan, store: Store) -> Results:
+    """What is known of a study: what its cells have found, how rates were chosen, and what is not finished."""
+    cells, missing = [], []
+    states = {tuple(cell.labels.items()): state for cell, state in store.states(plan.cells()) if not cell.choosing}
+    for cell in plan.reported():
+        if (summary := store.summary(cell)) is not None:
+            folder = str(store.run(cell)) if store.run(cell).is_dir() else None
+            settings = dict((cell.identity or {}).get("settings", {}))
+            cells.append(Result(str(cell.key), cell.labels, summary, settings, store.code(cell), folder))
+        else:
+            log = store.file(cell, ".log")
+            state = states.get(tuple(cell.labels.items()), store.state(cell))
+            missing.append(Missing(cell.labels, state, str(log) if cell.key and log.is_file() else None))
+    rates = [
+        Rate(dict(labels), best(tried), {text(rate): score for rate, score in tried.items()}, keys)
+        for labels, (tried, keys) in plan.tried.items()
+    ]
+    return Results(plan.study.file.name, cells, missing, rates)

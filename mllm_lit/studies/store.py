@@ -1,18 +1,17 @@
 """The folder that holds the runs of studies: a cell's directory is called by its key, whatever study asks for it."""
 
+import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.study import StudyError
 
 RUNS = "cells"
-STATES = ("done", "running", "failed", "begun", "waiting", "blocked", "to do")
+UNFINISHED = ("to do", "begun", "waiting")
 
 
 class Store:
@@ -23,10 +22,11 @@ class Store:
 
     Args:
         root: The folder.
+        kept: Summaries of cells that were finished elsewhere, by key.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, kept: Mapping[str, dict[str, Any]] | None = None) -> None:
+        self.root, self.kept = root, kept or {}
         self.folder = root / RUNS
 
     def run(self, cell: Cell) -> Path:
@@ -41,13 +41,14 @@ class Store:
         """What a finished cell has found: ``summary.json``, with the merged model's scores for a merge."""
         if cell.key is None:
             return None
-        if cell.merge is None:
-            return read(self.file(cell) / "summary.json")
-        run, merged = read(self.run(cell) / "summary.json"), read(self.file(cell, ".merge.json"))
-        return None if run is None or merged is None else merged_summary(run, merged, cell)
+        run = read_json(self.run(cell) / "summary.json")
+        merged = None if cell.merge is None else read_json(self.file(cell, ".merge.json"))
+        if run is None or (cell.merge is not None and merged is None):
+            return self.kept.get(cell.key)
+        return run if merged is None else merged_summary(run, merged, cell)
 
     def state(self, cell: Cell) -> str:
-        """One of :data:`STATES`, as far as the cell alone tells."""
+        """``done``, ``running``, ``failed``, ``begun``, ``waiting`` for a rate or ``to do``, as the cell alone tells."""
         if cell.key is None:
             return "waiting"
         if self.summary(cell) is not None:
@@ -58,49 +59,74 @@ class Store:
             return "failed"
         return "begun" if self.file(cell).is_dir() else "to do"
 
+    def states(self, cells: Iterable[Cell]) -> list[tuple[Cell, str]]:
+        """Each cell's state; ``blocked`` where one that it depends on has failed. Such have to stand before it."""
+        found: dict[str, str] = {}
+        told = []
+        for cell in cells:
+            state = self.state(cell)
+            depends = [*cell.waits, *([cell.after.key] if cell.after is not None and cell.after.key else [])]
+            if state in UNFINISHED and any(found.get(key) in ("failed", "blocked") for key in depends):
+                state = "blocked"
+            if cell.key is not None:
+                found[cell.key] = state
+            told.append((cell, state))
+        return told
+
     def begin(self, cell: Cell) -> None:
         """Write down what a cell is made from."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.file(cell, ".failed").unlink(missing_ok=True)
         content = {"cell": cell.name, **(cell.identity or {})}
         self.file(cell, ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
-    def end(self, cell: Cell, code: int) -> None:
-        """Keep what a merge has written, or how a cell failed."""
-        if code == 0 and cell.merge is not None:
+    def end(self, cell: Cell, status: int) -> None:
+        """Keep what a merge has written, or the status with which a cell failed.
+
+        A run that was interrupted ends with status 0 and without a summary; it goes on where it is started again.
+        """
+        if status:
+            self.fail(cell, f"status {status}")
+        elif cell.merge is not None:
             written = self.run(cell) / "merges" / cell.merge.method / "merge.json"
             self.file(cell, ".merge.json").write_text(written.read_text(encoding="utf-8"), encoding="utf-8")
-        elif code != 0:
-            self.file(cell, ".failed").write_text(f"{code}\n", encoding="utf-8")
+
+    def fail(self, cell: Cell, how: str) -> None:
+        """Write down how a cell failed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file(cell, ".failed").write_text(f"{how}\n", encoding="utf-8")
 
     def code(self, cell: Cell) -> str | None:
         """A digest of the code that a begun cell was made by."""
-        return (read(self.file(cell, ".json")) or {}).get("code")
+        return (read_json(self.file(cell, ".json")) or {}).get("code")
 
-    @contextmanager
-    def lock(self, cell: Cell) -> Iterator[bool]:
-        """Keep others from a cell; gives ``False`` where somebody else runs it."""
+    def lock(self, cell: Cell) -> int | None:
+        """Keep others from a cell, or from other merges of its run, on all machines that share the folder.
+
+        Returns:
+            A file descriptor that holds the lock as long as it, or a process that has inherited it, is open; ``None``
+            where somebody else holds it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.file(cell, ".lock"))
+        file = self.file(cell, ".lock") if cell.merge is None else self.run(cell).with_suffix(".merging")
+        held = os.open(file, os.O_RDWR | os.O_CREAT)
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            return None
+        return held
 
     def locked(self, cell: Cell) -> bool:
-        """Whether a cell is being run, on this machine or another that shares the folder."""
-        if not self.file(cell, ".lock").is_file():
+        """Whether a cell is being run."""
+        if not self.folder.is_dir():
             return False
-        with self.lock(cell) as free:
-            return not free
+        if (held := self.lock(cell)) is None:
+            return True
+        os.close(held)
+        return False
 
 
-def read(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
     """A JSON file's content, ``None`` if it is not there."""
     if not file.is_file():
         return None
@@ -125,7 +151,8 @@ def merged_summary(run: Mapping[str, Any], merged: Mapping[str, Any], cell: Cell
     told["sources"] = {name: {**row, "after": point["sources"][name]} for name, row in run["sources"].items()}
     told["tradeoff"] = point["tradeoff"]
     told["points"] = [{key: row[key] for key in ("label", "target", "sources", "tradeoff")} for row in merged["points"]]
-    told.pop("during", None)
+    for name in ("during", "scores"):
+        told.pop(name, None)
     for row in (told["target"], *told["sources"].values()):
         row.pop("nll_after", None)
         if "forgetting" in row:

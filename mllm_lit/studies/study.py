@@ -1,7 +1,7 @@
 """What a study file says: options that all runs have, axes along which they differ, and what is to be shown."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,8 @@ SEED = "seed"
 """The axis over which means are taken; its option is ``seed_everything``."""
 STAGE = "stage"
 """The axis of a sequence of tasks, in the order of the file."""
+EARLIER = "earlier"
+"""As the value of a stage's option: the names of the stages before it. At the first stage the option is left out."""
 TRADEOFF = ("A_S", "A_T", "H", "O")
 
 Labels = dict[str, str]
@@ -133,11 +135,12 @@ class Merge:
 
 @dataclass(frozen=True)
 class Value:
-    """A value of an axis: options, and learning rates of its own or a merge of another value's runs."""
+    """A value of an axis: options, and learning rates of its own or a merge of another value's runs; SLURM's."""
 
     options: Options
     rates: tuple[float, ...] | None = None
     merge: Merge | None = None
+    slurm: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,23 +254,23 @@ def _values(axis: str, values: Mapping[str, Options] | Sequence[Any]) -> dict[st
 def _value(where: str, row: Options) -> Value:
     options = dict(row)
     merging = {key: options.pop(key) for key in ("merge", "of", "arguments", "point") if key in options}
-    rates = options.pop("rates", None)
+    rates, slurm = options.pop("rates", None), options.pop("slurm", {})
     if rates is not None:
         try:
             rates = tuple(msgspec.convert(rates, Rates))
         except msgspec.ValidationError as error:
             raise StudyError(f"{where}.rates: {error}.") from error
     if not merging:
-        return Value(options, rates)
+        return Value(options, rates, slurm=slurm)
     if options or rates or not {"merge", "of"} <= merging.keys():
         raise StudyError(
-            f"{where} has the keys {sorted(row)}; a merge has merge and of (the label of the runs that are merged), and "
-            "may have arguments and point, but no options of a run."
+            f"{where} has the keys {sorted(row)}; a merge has merge and of (the label of the runs that are merged), "
+            "and may have arguments, point and slurm, but no options of a run."
         )
     arguments = yaml.safe_dump(merging.get("arguments", {}), default_flow_style=True).strip()
     check_options(merging["merge"], arguments)
     merge = Merge(str(merging["of"]), merging["merge"], arguments, merging.get("point", merging["merge"]))
-    return Value({}, None, merge)
+    return Value({}, None, merge, slurm)
 
 
 def text(value: Any) -> str:
