@@ -22,7 +22,7 @@ from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
-from mllm_lit.parsing import auto_beside_a_class, check_files, keep_null, whole_numbers_first
+from mllm_lit.parsing import auto_beside_a_class, check_files, flatten, keep_null, whole_numbers_first
 from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
 
@@ -211,18 +211,6 @@ def refuse_replaced(words: Sequence[str]) -> None:
 def experiment_name(configs: Sequence[Any] | None) -> str:
     """The stem of the last configuration file, or ``run``."""
     return Path(str(configs[-1])).stem if configs else "run"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names, ``class_path`` and ``init_args`` left out of the names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = prefix if key in ("init_args", "class_path") else f"{prefix}.{key}".strip(".")
-        if isinstance(value, Mapping):
-            flat |= flatten(value, name)
-        else:
-            flat[name] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
 
 
 def quiet() -> None:

@@ -1,7 +1,7 @@
 """What the parser of the command line is helped with."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import unwrap
 from pathlib import Path
@@ -96,6 +96,18 @@ def whole_numbers_first() -> None:
         kinds = get_args(kind)
         if int in kinds and float in kinds:
             annotations[name] = Union[(int, float, *(one for one in kinds if one not in (int, float)))]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names, ``class_path`` and ``init_args`` left out of the names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix if key in ("init_args", "class_path") else f"{prefix}.{key}".strip(".")
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name)
+        else:
+            flat[name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat
 
 
 OWN = "mllm_lit"

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def summarise(
     parts: dict[str, str | None],
     headlines: dict[str, str],
     before: Scores,
+    during: Sequence[dict[str, Any]],
     after: Scores,
     parameters: dict[str, int],
     cost: dict[str, float],
@@ -35,6 +37,7 @@ def summarise(
         parts: ``backbone``, ``adapter`` and ``importance``, by name.
         headlines: Set -> the score reported for it; the target comes first, the rest are sources.
         before: Scores of the backbone, in points.
+        during: ``step``, ``epoch`` and ``scores`` of each validation.
         after: Scores of the trained model.
         parameters: ``total`` and ``trainable``.
         cost: Time, tokens, memory and operations of the training.
@@ -64,6 +67,7 @@ def summarise(
         "cost": cost,
         "precision": precision,
         "scores": {"before": before, "after": after},
+        "during": list(during),
         "versions": {package: version(package) for package in PACKAGES},
         "commit": commit(),
     }

@@ -35,7 +35,7 @@ class ForgettingCallback(L.Callback):
 
     Attributes:
         before: Scores of the backbone, ``None`` until measured.
-        during: ``(optimizer step, scores)`` of each validation.
+        during: Of each validation ``step`` (of the optimizer), ``epoch`` (passes over the training rows), ``scores``.
         after: Scores of the trained model.
         last: Of the latest ``trainer.test``.
         headlines: Set -> name of the score that a table shows, the target first.
@@ -48,7 +48,7 @@ class ForgettingCallback(L.Callback):
         self.kept = None if keep is None else ScoresKept(keep)
         self.images = images
         self.before: Scores | None = None
-        self.during: list[tuple[int, Scores]] = []
+        self.during: list[dict[str, Any]] = []
         self.after: Scores | None = None
         self.last: Scores = {}
         self.headlines: dict[str, str] = {}
@@ -99,8 +99,9 @@ class ForgettingCallback(L.Callback):
         if not isinstance(outputs, Result):
             return
         if trainer.state.fn == "fit":
-            self.during.append((trainer.global_step, outputs.scores))
-            draw_trajectory(trainer, batch.headlines(), self.before, self.during, None)
+            told = {"step": trainer.global_step, "epoch": epochs(trainer), "scores": outputs.scores}
+            self.during.append(told)
+            draw_trajectory(trainer, batch.headlines(), self.before, self._steps(), None)
             show(trainer, outputs, batch, self.images, "during")
         else:
             print_scores(trainer, outputs.scores)
@@ -115,7 +116,10 @@ class ForgettingCallback(L.Callback):
         self.after = result.scores
         log_scores(trainer, self.after, "test", step=trainer.global_step)
         show(trainer, result, evaluator, self.images)
-        draw_trajectory(trainer, self.headlines, self.before, self.during, self.after)
+        draw_trajectory(trainer, self.headlines, self.before, self._steps(), self.after)
+
+    def _steps(self) -> list[tuple[int, Scores]]:
+        return [(one["step"], one["scores"]) for one in self.during]
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *args: Any
@@ -203,7 +207,7 @@ class ForgettingCallback(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note whether a validation of this step is still to come."""
         loop = trainer.fit_loop
-        done = bool(self.during) and self.during[-1][0] == trainer.global_step
+        done = bool(self.during) and self.during[-1]["step"] == trainer.global_step
         due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
         checkpoint["validation_due"] = due and not done
 
@@ -217,6 +221,11 @@ def evaluator_of(trainer: L.Trainer, phase: str) -> Evaluator:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     evaluator: Evaluator = data.evaluator(phase)
     return evaluator
+
+
+def epochs(trainer: L.Trainer) -> float:
+    """How often all training rows have been trained on, a part of an epoch counted in."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready / trainer.num_training_batches
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -90,6 +91,7 @@ class SummaryCallback(L.Callback):
             },
             headlines=self.forgetting.headlines,
             before=before,
+            during=self.forgetting.during,
             after=after,
             parameters=parameters(pl_module),
             cost=self._cost(trainer, pl_module),
@@ -100,6 +102,18 @@ class SummaryCallback(L.Callback):
         console = Console()
         console.print(summary.table(result))
         console.print(f"Run directory: {path.parent}", highlight=False, soft_wrap=True)
+        console.print(self._page(trainer, path.parent), highlight=False, markup=False, soft_wrap=True)
+
+    def _page(self, trainer: L.Trainer, folder: Path) -> str:
+        """Write the run's page, and say where it is; the run has succeeded, whatever becomes of the page."""
+        try:
+            from mllm_lit.reports.predictions import samples_of
+            from mllm_lit.reports.runs import write_run
+
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            return f"Report: {write_run(folder, samples_of({one.name: one.samples for one in data.sets['test']}))}"
+        except Exception as error:
+            return f"Report: {folder / 'report.html'} was not written: {type(error).__name__}: {error}"
 
     def _cost(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, float]:
         tokens = module.tokens * trainer.world_size

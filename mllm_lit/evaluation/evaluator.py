@@ -271,7 +271,8 @@ def batches_of(
 def records_of(one: EvaluationSet, indices: list[int], said: Answers) -> dict[int, Record]:
     """The records of a batch, by the samples' places in the split."""
     samples = [one.samples[i] for i in indices]
-    scores = one.task.metric().row_scores(said.texts, samples)
+    metric = one.task.metric()
+    scores = metric.row_scores(said.texts, samples)
     return {
         index: Record(
             id=sample.id,
@@ -283,6 +284,7 @@ def records_of(one: EvaluationSet, indices: list[int], said: Answers) -> dict[in
             score=score,
             nll=nll / tokens,
             answer_tokens=tokens,
+            labels=list(metric.labels(sample)),
         )
         for index, sample, text, score, nll, tokens in zip(
             indices, samples, said.texts, scores, said.nll, said.tokens, strict=True

@@ -29,6 +29,8 @@ class Record(TypedDict):
     nll: float
     """Of the true answer, in nats per token."""
     answer_tokens: int
+    labels: list[str]
+    """What scores are broken down by."""
 
 
 @dataclass

@@ -62,6 +62,10 @@ class AnswerMetric(Metric):
     def row_scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
         """Each row's own score in [0, 1], or ``None`` where the score is only defined over a split (CIDEr)."""
 
+    def labels(self, sample: Sample) -> tuple[str, ...]:
+        """What results are broken down by, such as the type of the question."""
+        return ()
+
     def _sync_dist(self, dist_sync_fn: Any = None, process_group: Any = None) -> None:
         # torchmetrics gathers tensors only, and the records are texts.
         group = process_group or self.process_group
@@ -96,9 +100,10 @@ class MeanScore(AnswerMetric):
     def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[tuple[float, tuple[str, ...]]]:
         """Score and labels of each row."""
         pairs = zip(predictions, samples, strict=True)
-        return [(self.row_score(prediction, sample), self._labels(sample)) for prediction, sample in pairs]
+        return [(self.row_score(prediction, sample), self.labels(sample)) for prediction, sample in pairs]
 
-    def _labels(self, sample: Sample) -> tuple[str, ...]:
+    def labels(self, sample: Sample) -> tuple[str, ...]:
+        """Of all ``meta`` entries of the breakdown."""
         values = (sample.meta.get(key, "") for key in self.breakdown)
         return tuple(label for value in values for label in value.split("|") if label)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from mllm_lit.cli import MLLMCLI, flatten
+from mllm_lit.cli import MLLMCLI
+from mllm_lit.parsing import flatten
 
 ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path")
 """Settings that say where a run is kept, and files whose content is resolved into the rest."""
