@@ -16,11 +16,11 @@ FLOORS = (
     ("adapters", "answers", "packed_rows"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("inference", "sources", "run_directory", "trainer"),
+    ("inference", "sources", "run_directory", "trainer", "reports"),
     ("replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),
-    ("merging.run", "cells", "tradeoffs"),
+    ("merging.run", "studies"),
 )
 """From the ground up; a file that is named itself does not belong to its folder's floor."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -67,6 +67,10 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     assert summary["tradeoff"].keys() == {"A_S", "A_S_normalised", "A_T", "H", "O"}
     assert summary["cost"]["steps"] == 6
     assert summary["seed"] == 42
+    assert [(one["step"], one["epoch"], sorted(one["scores"])) for one in summary["during"]] == [
+        (4, 4 / 6, ["source", "toy"])
+    ]
+    assert "toy_run: version_0" in (folder / "report.html").read_text(encoding="utf-8")
     for phase, rows in (("before", 7), ("step-000004", 5), ("after", 7)):
         lines = (folder / "predictions" / phase / "toy.jsonl").read_text().splitlines()
         assert len(lines) == rows

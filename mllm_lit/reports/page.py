@@ -4,10 +4,12 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from mllm_lit.errors import writing
 from mllm_lit.reports.scores import BEST, NEAR, Difference, mean_sd
@@ -159,8 +161,8 @@ class Page:
     facts: Sequence[str] = ()
     sections: list[Section] = field(default_factory=list)
 
-    def tables(self) -> Iterator[Table]:
-        """All that have a file, those in details included."""
+    def tables(self) -> list[Table]:
+        """All that have a file, those in details included, each of a name of its own."""
 
         def within(blocks: Iterable[Block]) -> Iterator[Table]:
             for block in blocks:
@@ -169,8 +171,12 @@ class Page:
                 elif isinstance(block, Details):
                     yield from within(block.blocks)
 
-        for section in self.sections:
-            yield from within(section.blocks)
+        found: dict[str, Table] = {}
+        for table in (table for section in self.sections for table in within(section.blocks)):
+            names = (table.name if i == 1 else f"{table.name}_{i}" for i in count(1))
+            name = next(name for name in names if name not in found)
+            found[name] = replace(table, name=name)
+        return list(found.values())
 
     def html(self, files: bool = False) -> str:
         """One file with everything in it.
@@ -188,7 +194,7 @@ class Page:
 
     def write(self, folder: Path, latex: bool = False) -> Path:
         """``report.html``, and beside it ``tables.md``, a CSV file for each table and, if asked for, ``tables.tex``."""
-        tables = list(self.tables())
+        tables = self.tables()
         shown = [table for table in tables if not table.long]
         files = {"report.html": self.html(files=True), "tables.md": "\n\n".join(map(markdown, shown)) + "\n"}
         files |= {f"{table.name}.csv": comma_separated(table) for table in tables}
@@ -284,7 +290,9 @@ def svg(draw: Callable[[], "Figure"]) -> str:
     picture = out.getvalue()
     picture = re.sub(r"<metadata>.*?</metadata>", "", picture[picture.index("<svg") :], flags=re.DOTALL)
     picture = re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture)
-    return Markup(re.sub(r'<g id="[^"]*"', "<g", picture))  # else every picture has the same ones
+    picture = re.sub(r'<g id="[^"]*"', "<g", picture)
+    own = f"f{crc32(picture.encode()):08x}"  # several pictures have the same names for the same marks
+    return Markup(re.sub(r'(id="|#)([mp][0-9a-f]{10})\b', rf"\1{own}\2", picture))
 
 
 Curve = Mapping[int, Sequence[float]]
@@ -323,4 +331,4 @@ def curves(panels: Mapping[str, Mapping[str, Curve]], x: str = "optimizer step")
         return figure
 
     pictures = [svg(partial(draw, title, lines)) for title, lines in panels.items()]
-    return Figures(pictures, [(*looks[name], name) for name in names])
+    return Figures(pictures, [(*looks[name], name) for name in names] if len(names) > 1 else [])

@@ -144,8 +144,8 @@ def _row(name: str, pair: Pair, samples: Samples) -> dict[str, Any]:
 def _picture(name: str, record: "Record", samples: Samples) -> str:
     """The first picture of a sample, a small JPEG as a data URL."""
     sample = samples(name).get(record["id"])
-    if sample is None:
-        raise ReportError(f"the data of {name} have no sample {record['id']!r} here.")
+    if sample is None or not sample.images:
+        raise ReportError(f"the data of {name} have no picture of sample {record['id']!r} here.")
     image = load_image(sample.images[0], sample.origin)
     image.thumbnail((WIDTH, 2 * WIDTH))
     out = io.BytesIO()

@@ -161,10 +161,12 @@ def page_of(runs: Sequence[Run]) -> Page:
     return page
 
 
-def titled(title: str, run: Run, runs: Sequence[Run], *rest: Any, **more: Any) -> Table:
+def titled(
+    title: str, run: Run, runs: Sequence[Run], head: Sequence[str], rows: Sequence[Sequence[Any]], **more: Any
+) -> Table:
     """A table of one run, which is named where there are several."""
     whole = f"{title}: {run.name}" if len(runs) > 1 else title
-    return Table(whole, *rest, name=slug(whole), **more)
+    return Table(whole, head, rows, name=slug(whole), **more)
 
 
 def scores(run: Run, runs: Sequence[Run]) -> list[Block]:
@@ -185,7 +187,7 @@ def scores(run: Run, runs: Sequence[Run]) -> list[Block]:
     ]
     more = titled("All scores", run, runs, ("set", "score", "before", "after"), every)
     return [
-        titled("Target and sources", run, runs, head, rows, note),
+        titled("Target and sources", run, runs, head, rows, note=note),
         Details(more.title, [more]),
     ]
 
@@ -196,7 +198,7 @@ def flips(run: Run, runs: Sequence[Run]) -> list[Block]:
     without = [name for name, pairs in run.pairs.items() if not scored(pairs)]
     said = f" Answers of {', '.join(without)} have no scores of their own." if without else ""
     note = f"learned: wrong before training, right after it; forgotten: right, then wrong; right: {RIGHT} or more."
-    table = titled("Samples that turned", run, runs, ("set", *FLIPS), rows, note + said)
+    table = titled("Samples that turned", run, runs, ("set", *FLIPS), rows, note=note + said)
     kept = {True: 1, False: 0, None: None}
     every = [
         [name, a["id"], "|".join(a.get("labels", [])), kept[right(a)], kept[right(b)], a["question"], a["answer"]]

@@ -59,7 +59,7 @@ class Claim(msgspec.Struct, forbid_unknown_fields=True):
         source: Where it was made.
         higher: Labels of the runs that are said to score higher.
         lower: Of the others; axes that neither names are compared value by value.
-        score: See :func:`mllm_lit.studies.results.score_of`.
+        score: See :func:`mllm_lit.reports.scores.score_of`.
     """
 
     says: str
@@ -73,7 +73,7 @@ class Shown(msgspec.Struct, forbid_unknown_fields=True):
     """A table of the report: one score, an axis' values side by side.
 
     Attributes:
-        score: See :func:`mllm_lit.studies.results.score_of`.
+        score: See :func:`mllm_lit.reports.scores.score_of`.
         columns: The axis whose values are columns; with a mean over them where there are several.
         title: Above it.
         at: The evaluation that is shown: the last one, the one at which the target's validation NLL is least, or so
