@@ -40,7 +40,9 @@ def claims(view: View) -> list[Block]:
             rows.append([*said, where, Gap(one.difference), f"{one.shows} of {one.difference.pairs}", one.word])
         if not found:
             rows.append([*said, "", None, "", "not run yet"])
-    head = ("claim", "made in", "score", "where", "difference", "seeds that show it", "shows here")
+    head = ["claim", "made in", "score", "where", "difference", "seeds that show it", "shows here"]
+    shown = [i for i, name in enumerate(head) if name != "where" or any(row[i] for row in rows)]
+    head, rows = [head[i] for i in shown], [[row[i] for i in shown] for row in rows]
     note = "Differences are paired by seed, with Student's 95 % interval; yes or no where all seeds agree."
     return [Table("Claims", head, rows, note, "claims")] if rows else []
 
