@@ -10,7 +10,6 @@ import msgspec
 import yaml
 
 from mllm_lit.errors import HIGHEST_SEED, UserError
-from mllm_lit.merging.options import check_options
 
 SEED = "seed"
 """The axis over which means are taken; its option is ``seed_everything``."""
@@ -200,7 +199,7 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
         axes = {axis: values for axis, values in over.pop("axes", {}).items() if axis in content.get("axes", {})}
         content = _replaced(_laid_over(content, over | ({"axes": axes} if axes else {})), replace)
     try:
-        file = msgspec.convert(content, StudyFile)
+        file = msgspec.convert(content, StudyFile, strict=False)
     except msgspec.ValidationError as error:
         raise StudyError(f"{path}: {error}. See docs/studies.md for the keys of a study.") from error
     study = Study(file, {axis: _values(axis, values) for axis, values in file.axes.items()})
@@ -208,9 +207,21 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
     return study
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that stands twice in one mapping, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise StudyError(f"There is no file {path} (tried {path.absolute()}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -257,7 +268,7 @@ def _value(where: str, row: Options) -> Value:
     rates, slurm = options.pop("rates", None), options.pop("slurm", {})
     if rates is not None:
         try:
-            rates = tuple(msgspec.convert(rates, Rates))
+            rates = tuple(msgspec.convert(rates, Rates, strict=False))
         except msgspec.ValidationError as error:
             raise StudyError(f"{where}.rates: {error}.") from error
     if not merging:
@@ -267,6 +278,8 @@ def _value(where: str, row: Options) -> Value:
             f"{where} has the keys {sorted(row)}; a merge has merge and of (the label of the runs that are merged), "
             "and may have arguments, point and slurm, but no options of a run."
         )
+    from mllm_lit.merging.options import check_options  # torch is imported for merges alone
+
     arguments = yaml.safe_dump(merging.get("arguments", {}), default_flow_style=True).strip()
     check_options(merging["merge"], arguments)
     merge = Merge(str(merging["of"]), merging["merge"], arguments, merging.get("point", merging["merge"]))
