@@ -185,19 +185,17 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
 
     Args:
         path: See ``configs/studies``.
-        overlays: Files of the same keys that are laid over it, key by key; ``null`` takes a key out. What they say of
-            axes that the study does not have is left aside. Under ``replace`` stand option values and what takes their
-            place.
+        overlays: Files of the same keys that are laid over it, key by key; ``null`` takes a key out. One may serve
+            several studies: what it says of axes and labels that the study does not have is left aside, but for labels
+            under ``add``, which are new ones. Under ``replace`` stand option values and what takes their place. Where
+            it takes out ``rate``, values have no rates either.
 
     Raises:
         StudyError: It is no YAML, a key is unknown or missing, or a value is not what the key takes.
     """
     content = _read(path)
     for overlay in overlays:
-        over = _read(overlay)
-        replace = over.pop("replace", {})
-        axes = {axis: values for axis, values in over.pop("axes", {}).items() if axis in content.get("axes", {})}
-        content = _replaced(_laid_over(content, over | ({"axes": axes} if axes else {})), replace)
+        content = _overlaid(content, _read(overlay))
     try:
         file = msgspec.convert(content, StudyFile, strict=False)
     except msgspec.ValidationError as error:
@@ -227,6 +225,26 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds {type(content).__name__}, expected a mapping; see docs/studies.md.")
     return content
+
+
+def _overlaid(content: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    replace, add, changes = (over.pop(key, None) or {} for key in ("replace", "add", "axes"))
+    axes = content.get("axes", {})
+    for axis in axes.keys() & changes.keys():
+        if isinstance(axes[axis], dict):
+            axes[axis] = _laid_over(
+                axes[axis], {name: one for name, one in changes[axis].items() if name in axes[axis]}
+            )
+        else:
+            axes[axis] = changes[axis]
+    for axis in axes.keys() & add.keys():
+        axes[axis] = axes[axis] | add[axis] if isinstance(axes[axis], dict) else [*axes[axis], *add[axis]]
+    content = _laid_over(content, over)
+    if "rate" in over and over["rate"] is None:
+        for values in axes.values():
+            for value in values.values() if isinstance(values, dict) else ():
+                value.pop("rates", None)
+    return _replaced(content, replace)
 
 
 def _laid_over(below: Any, above: Any) -> Any:
