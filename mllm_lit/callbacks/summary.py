@@ -89,6 +89,7 @@ class SummaryCallback(L.Callback):
                 "importance": None if pl_module.importance is None else type(pl_module.importance).__name__,
             },
             headlines=self.forgetting.headlines,
+            others=self.forgetting.others,
             before=before,
             after=after,
             parameters=parameters(pl_module),
@@ -123,7 +124,7 @@ class SummaryCallback(L.Callback):
     def _log(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
         metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items() if value is not None}
         metrics["final/target"] = result["target"]["after"]
-        metrics |= {f"final/{name}": row["after"] for name, row in result["sources"].items()}
+        metrics |= {f"final/{name}": row["after"] for name, row in (result["sources"] | result["others"]).items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)
