@@ -14,6 +14,7 @@ from mllm_lit.metrics.hallucination import (
 )
 from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
 from mllm_lit.metrics.relaxed import contains
+from mllm_lit.metrics.sequences import bwt, maa, mfn, mft, sequence_scores
 from mllm_lit.metrics.tradeoff import forgetting, normalised, tradeoff
 from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
 
@@ -27,6 +28,7 @@ __all__ = [
     "MeanScore",
     "POPEScores",
     "VQAAccuracy",
+    "bwt",
     "caption_scores",
     "chair_scores",
     "contains",
@@ -34,7 +36,10 @@ __all__ = [
     "forgetting",
     "gqa_match",
     "m4c_accuracy",
+    "maa",
     "mentioned",
+    "mfn",
+    "mft",
     "normalize_m4c",
     "normalize_vqa",
     "ocrvqa_match",
@@ -43,6 +48,7 @@ __all__ = [
     "parse_yes_no",
     "pope_scores",
     "normalised",
+    "sequence_scores",
     "tradeoff",
     "unavailable",
     "vqa_accuracy",
