@@ -6,15 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
+from mllm_lit.backbones import Backbone
 from mllm_lit.callbacks.resume import FREE, ResumeError, covered
 from mllm_lit.data import Source, Sources, VQADataModule
+from mllm_lit.errors import UserError
+from mllm_lit.importance import EWC, L2SP, RuleError, Spider
 from mllm_lit.merging import report
 from mllm_lit.summary import summarise, table
 from mllm_lit.tasks import DatasetError
 from tests.test_run import config, run
+from tests.test_start_from import begun, fit, new, trained
 from tests.toy import Toy, ToySource
 
 __all__ = ["config"]  # the fixture
@@ -127,3 +133,102 @@ def test_a_stage_scores_the_other_targets(config: Path, tmp_path: Path, monkeypa
     run(monkeypatch, *words, *back)
     fewer = json.loads((logs / "version_2" / "summary.json").read_text())
     assert fewer["others"] == {"earlier": told["others"]["earlier"]}
+
+
+# ---- what rules remember ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+def stage(root: Path, name: str, backbone: Path, adapter: str, *words: str, **model: Any) -> Any:
+    """A run of two steps in ``root/logs/toy/NAME``, with a source and an other set."""
+    for kind, task in (("sources", "ToySource"), ("others", "Album")):
+        one = {"task": {"class_path": f"tests.toy.{task}"}, "root": str(root / "data"), "max_samples": 3}
+        held = {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": {f"{kind}_set": one}}}
+        (root / f"{kind}.yaml").write_text(yaml.safe_dump(held))
+    held_out = ("--data.sources", str(root / "sources.yaml"), "--data.others", str(root / "others.yaml"))
+    return fit(root, name, backbone, adapter, *held_out, "--trainer.max_steps", "2", *words, **model)
+
+
+def ewc(**options: Any) -> dict[str, Any]:
+    return {"class_path": "mllm_lit.importance.EWC", "init_args": {"rows": 3, "accumulate": True, **options}}
+
+
+def after(run: Path, start: str = "keep") -> dict[str, Any]:
+    return {"start_from": str(run), "start": start}
+
+
+def fisher(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "importance.safetensors")
+
+
+@pytest.mark.slow
+def test_fisher_information_accumulates_over_three_stages(root: Path, tiny_folder: Path) -> None:
+    """Each stage adds what the same stage alone finds, on the rows that are named; resumed it does not add again."""
+    logs = root / "logs" / "toy"
+    stage(root, "first", tiny_folder, "full", importance=ewc())
+    before = fisher(logs / "first")
+    assert all(name.startswith("fisher/") for name in before)
+    for name, start, of in (("second", "keep", "first"), ("third", "merge", "second")):
+        settings = {"rows_from": ["others_set"], "decay": 0.5}
+        stage(root, name, tiny_folder, "full", importance=ewc(**settings), **after(logs / of, start))
+        alone = ewc(**settings, accumulate=False)
+        cli = stage(root, f"{name}_alone", tiny_folder, "full", importance=alone, **after(logs / of, start))
+        assert not (logs / f"{name}_alone" / "importance.safetensors").exists()
+        own, total = cli.model.importance.buffers["fisher"], fisher(logs / name)
+        assert {f"fisher/{key}" for key in own} == total.keys() == before.keys()
+        for key, value in own.items():
+            torch.testing.assert_close(total[f"fisher/{key}"], value + 0.5 * before[f"fisher/{key}"])
+            assert bool((value > 0).any())
+        before = total
+    (logs / "second" / "importance.safetensors").rename(logs / "second" / "moved")
+    back = ("--ckpt_path", str(logs / "third" / "checkpoints" / "last.ckpt"))
+    stage(root, "back", tiny_folder, "full", *back, importance=ewc(**settings), **after(logs / "second", "merge"))
+    assert all(torch.equal(value, before[key]) for key, value in fisher(logs / "back").items())
+    sources = ewc(decay=0.5, accumulate=False)
+    cli = stage(root, "sources", tiny_folder, "full", importance=sources, **after(logs / "second", "merge"))
+    assert any(not torch.equal(own[key], value) for key, value in cli.model.importance.buffers["fisher"].items())
+
+
+@pytest.mark.slow
+def test_fisher_information_that_cannot_go_on_is_refused(
+    root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = root / "logs" / "toy"
+    stage(root, "lora", tiny_folder, "lora", importance=ewc())
+    stage(root, "plain", tiny_folder, "lora", importance=ewc(accumulate=False))
+    with pytest.raises(RuleError, match=r"model.start: merge 28 of the 32 trainable tensors, such as .*lora_A"):
+        stage(root, "refused", tiny_folder, "lora", importance=ewc(), **after(logs / "lora", "merge"))
+    with pytest.raises(RuleError, match=r"of other tensors.*: \d+ are not in it .*, 32 do not train here .*Train what"):
+        stage(root, "refused", tiny_folder, "full", importance=ewc(), **after(logs / "lora", "merge"))
+    monkeypatch.setattr(VQADataModule, "train_dataloader", lambda self: pytest.fail("measured"))
+    with pytest.raises(RuleError, match=r"plain has no importance.safetensors, in which EWC would go on"):
+        stage(root, "refused", tiny_folder, "lora", importance=ewc(), **after(logs / "plain"))
+    with pytest.raises(UserError, match=r"importance.rows_from names \['gqa'\]; the sources are: sources_set"):
+        stage(root, "refused", tiny_folder, "lora", importance=ewc(rows_from=["gqa"]))
+    assert not (logs / "refused").exists()
+
+
+@pytest.mark.parametrize("start", ["keep", "merge"])
+def test_reference_over_three_stages(root: Path, tiny_folder: Path, start: str) -> None:
+    """θ0 of a third stage: what the second has left, or the backbone's own weights; for every rule that has one."""
+    logs = root / "logs" / "toy"
+    stage(root, f"{start}_one", tiny_folder, "full")
+    stage(root, f"{start}_two", tiny_folder, "full", **after(logs / f"{start}_one", start))
+    base = dict(Backbone(str(tiny_folder), dtype="float32").load().model.named_parameters())
+    one, two = (trained(logs / f"{start}_{number}") for number in ("one", "two"))
+    assert one.keys() == two.keys()
+    for expected, reference in ((two, "start"), (base, "base")):
+        for rule in (L2SP(reference=reference), EWC(reference=reference), Spider(reference=reference)):
+            module = begun(tiny_folder, new("full"), logs / f"{start}_two", start, importance=rule)
+            parameters = dict(module.trainable())
+            rule.attach(torch.optim.SGD(parameters.values()), parameters.items(), module.reference)
+            assert rule.reference is not None
+            assert rule.reference.keys() == two.keys()
+            for name, value in rule.reference.items():
+                assert torch.equal(value.float(), expected[name])
+                assert torch.equal(parameters[name], two[name])
+    assert all(any(not torch.equal(x[name], y[name]) for name in two) for x, y in ((base, one), (one, two)))

@@ -28,7 +28,7 @@ def mft(table: Table) -> float:
 
 
 def mfn(table: Table) -> float:
-    """Mean score of all tasks after the last stage, the mean of a(T, i): what is there at the end (also called Last)."""
+    """Mean score of all tasks after the last stage, the mean of a(T, i), also called Last: what is kept."""
     return _mean(trained(table)[-1])
 
 
