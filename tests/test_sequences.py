@@ -149,8 +149,9 @@ def stage(root: Path, name: str, backbone: Path, adapter: str, *words: str, **mo
         one = {"task": {"class_path": f"tests.toy.{task}"}, "root": str(root / "data"), "max_samples": 3}
         held = {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": {f"{kind}_set": one}}}
         (root / f"{kind}.yaml").write_text(yaml.safe_dump(held))
-    held_out = ("--data.sources", str(root / "sources.yaml"), "--data.others", str(root / "others.yaml"))
-    return fit(root, name, backbone, adapter, *held_out, "--trainer.max_steps", "2", *words, **model)
+    own = ("--data.sources", str(root / "sources.yaml"), "--data.others", str(root / "others.yaml"))
+    own = (*own, "--trainer.max_steps", "2", "--trainer.precision", "32-true")
+    return fit(root, name, backbone, adapter, *own, *words, **model)
 
 
 def ewc(**options: Any) -> dict[str, Any]:
