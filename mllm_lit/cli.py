@@ -137,7 +137,7 @@ class MLLMCLI(LightningCLI):
         logger: Any = trainer.get("logger")
         forgetting = ForgettingCallback(config.keep_before)
         resume = ResumeCallback(self._settings(), explicit(self.words))
-        summary = SummaryCallback(self.experiment, forgetting, flatten(self._parts(without_sources=True)))
+        summary = SummaryCallback(self.experiment, forgetting, flatten(self._parts(without_sets=True)))
         callbacks: list[Any] = [resume, forgetting, summary]
         if not trainer.get("fast_dev_run"):
             checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
@@ -157,10 +157,11 @@ class MLLMCLI(LightningCLI):
         trainer = self._dump().get("trainer", {})
         return flatten(self._parts() | {"trainer": {key: trainer[key] for key in TRAINER if key in trainer}})
 
-    def _parts(self, without_sources: bool = False) -> dict[str, Any]:
+    def _parts(self, without_sets: bool = False) -> dict[str, Any]:
         dump = self._dump()
-        if without_sources:  # a column each in TensorBoard's table: what one run differs from another in
-            dump.get("data", {}).get("init_args", {}).pop("sources", None)
+        for name in ("sources", "others") if without_sets else ():
+            # a column each in TensorBoard's table: what one run differs from another in
+            dump.get("data", {}).get("init_args", {}).pop(name, None)
         return {key: dump[key] for key in ("seed_everything", "model", "data") if key in dump}
 
     def _dump(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The data of a run: a target with its splits, and the held-out sources whose forgetting is measured."""
+"""The data of a run: a target with its splits, the sources whose forgetting is measured, and other sets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -35,6 +35,8 @@ class MLLMDataModule(L.LightningDataModule):
         task: How the target is read, asked and scored.
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
+        others: Sets that are scored as the sources are, but do not count in A^S, H and O: the earlier and later targets
+            of a sequence of tasks.
         batch_size: Training rows per step and rank (times ``trainer.accumulate_grad_batches`` is an optimizer step).
         batch_tokens: In place of ``batch_size``, most tokens per step and rank: rows times the longest of them, or,
             with ``share_pictures`` or ``pack``, the sum of what is in the sequences.
@@ -49,7 +51,7 @@ class MLLMDataModule(L.LightningDataModule):
         ids: Or on the rows listed in this file, one id a line.
         replay: Mix in this many rows of the sources' train splits per row of the target, evenly over the sources:
             0.1 makes one row in eleven a replayed one. Their loss is logged apart.
-        replay_from: Names of the sources to replay; ``None`` for all.
+        replay_from: Names of the sets to replay, of ``sources`` and ``others``; ``None`` for all sources.
         max_eval_samples: Score a random subset of this many rows of the target's test split.
         val_samples: Score a random subset of this many rows of each set during training.
         check_images: Decode every training picture before the first step, in threads, so that a broken one is not
@@ -63,6 +65,7 @@ class MLLMDataModule(L.LightningDataModule):
         task: Task,
         root: Path | str | None = None,
         sources: Sources | None = None,
+        others: Sources | None = None,
         batch_size: int = 16,
         batch_tokens: int | None = None,
         share_pictures: bool = False,
@@ -83,10 +86,16 @@ class MLLMDataModule(L.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.task, self.sources = task, sources.sets if sources is not None else {}
-        self._root = root
-        if task.name in self.sources:
-            raise DatasetError(f"A source may not carry the target's name {task.name!r}; rename it under data.sources.")
+        self.task, self._root = task, root
+        self.sources, self.others = ({} if given is None else given.sets for given in (sources, others))
+        places = {"the target": {task.name}, "data.sources": self.sources, "data.others": self.others}
+        for name in sorted({task.name, *self.sources, *self.others}):
+            carry = [place for place, names in places.items() if name in names]
+            if len(carry) > 1:
+                raise DatasetError(
+                    f"{' and '.join(carry)} have the name {name!r}, by which scores and predictions are told apart. "
+                    "Leave the set out of all but one, or rename it there."
+                )
         own = task.split_names
         self.splits = {"train": train_split or own["train"], "val": val_split or own["val"]}
         self.splits["test"] = test_split or own["test"]
@@ -122,16 +131,21 @@ class MLLMDataModule(L.LightningDataModule):
     @property
     def tasks(self) -> dict[str, Task]:
         """The task of each evaluated set."""
-        return {self.task.name: self.task, **{name: source.task for name, source in self.sources.items()}}
+        return {self.task.name: self.task, **{name: one.task for name, one in self._beside().items()}}
+
+    def _beside(self) -> dict[str, Source]:
+        """What is scored beside the target: the sources, then the others."""
+        return {**self.sources, **self.others}
 
     def readers(self) -> dict[str, Callable[[], list[Sample]]]:
-        """What reads each split of the target and of the sources, replayed ones included, in full; by name."""
+        """What reads each split of all sets, replayed ones included, in full; by name."""
         parts: list[tuple[str, Task, Any, str]]
         absent = () if self.task.has_train_split else (self.task.split_names["train"],)
         parts = [(self.task.name, self.task, self, split) for split in self.splits.values() if split not in absent]
-        parts += [(name, source.task, source, source.split) for name, source in self.sources.items()]
+        parts += [(name, one.task, one, one.split) for name, one in self._beside().items()]
         if self.replay:
-            parts += [(name, s.task, s, s.task.split_names["train"]) for name, s in self._again().items()]
+            again = self.named(self.replay_from, "data.replay_from")
+            parts += [(name, one.task, one, one.task.split_names["train"]) for name, one in again.items()]
 
         def read(task: Task, place: Any, split: str) -> list[Sample]:
             return task.rows(place.root, split)
@@ -159,23 +173,33 @@ class MLLMDataModule(L.LightningDataModule):
         chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
         if not self.replay:
             return chosen
-        mixed = replayed(self._again(), self.replay, len(chosen), self._seed())
+        again = self.named(self.replay_from, "data.replay_from")
+        mixed = replayed(again, self.replay, len(chosen), self._seed())
         self.sampled |= {f"replay/{name}": [row.id for row in rows] for name, rows in mixed.items()}
         return [*chosen, *(row for rows in mixed.values() for row in rows)]
 
-    def _again(self) -> dict[str, Source]:
-        """The sources to replay."""
-        names = list(self.sources) if self.replay_from is None else self.replay_from
-        unknown = sorted(set(names) - set(self.sources))
+    def named(self, names: Sequence[str] | None, setting: str) -> dict[str, Source]:
+        """Some of the sources and others.
+
+        Args:
+            names: Which; ``None`` for all sources.
+            setting: What says so.
+
+        Raises:
+            DatasetError: There is no set of that name; the message lists those there are.
+        """
+        unknown = sorted(set(names or ()) - self._beside().keys())
         if unknown:
-            there = ", ".join(self.sources) or "none"
-            raise DatasetError(f"data.replay_from names {unknown}; the sources are: {there}")
-        return {name: self.sources[name] for name in names}
+            sources, others = (", ".join(sets) or "none" for sets in (self.sources, self.others))
+            raise DatasetError(
+                f"{setting} names {unknown}; the sources are: {sources}; the others (data.others): {others}"
+            )
+        return {name: self._beside()[name] for name in (self.sources if names is None else names)}
 
     def _evaluated(self, phase: str) -> list[EvaluationSet]:
         own = (self.task, self, self.splits[phase], self.max_eval_samples if phase == "test" else None)
         parts: dict[str, tuple[Task, Any, str, int | None]] = {self.task.name: own}
-        parts |= {name: (s.task, s, s.split, s.max_samples) for name, s in self.sources.items()}
+        parts |= {name: (s.task, s, s.split, s.max_samples) for name, s in self._beside().items()}
         sets = []
         for name, (task, place, split, limit) in parts.items():
             rows = self._rows(name, task, place.root, split)
@@ -183,7 +207,7 @@ class MLLMDataModule(L.LightningDataModule):
                 limit = min((n for n in (limit, self.val_samples) if n is not None), default=None)
             samples = self._draw(f"{phase}/{name}", rows, max_samples=limit)
             check_rows(samples, f"{name} {phase}")
-            sets.append(EvaluationSet(name, task, samples, place.kept))
+            sets.append(EvaluationSet(name, task, samples, place.kept, counts=name not in self.others))
         return sets
 
     def _rows(self, name: str, task: Task, root: Path, split: str) -> list[Sample]:

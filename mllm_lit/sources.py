@@ -1,4 +1,4 @@
-"""The held-out sources of a run, and where a task is read from."""
+"""Sets that are scored beside the target, and where a task is read from."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mllm_lit.tasks.base import Task
 
 
 class Source:
-    """A dataset whose score before and after fine-tuning tells what was forgotten.
+    """A dataset beside the target, whose score before and after fine-tuning tells what was forgotten.
 
     Args:
         task: How it is read, asked and scored.
@@ -37,10 +37,10 @@ class Source:
 
 
 class Sources:
-    """The held-out sources of a run, by name.
+    """The held-out sources of a run, or its other sets, by name.
 
     Args:
-        sets: Name to source, in the order in which they are reported.
+        sets: Name to set, in the order in which they are reported.
     """
 
     def __init__(self, sets: dict[str, Source]) -> None:

@@ -51,6 +51,11 @@ class Start:
         """Whether there is another run."""
         return self.kept is not None or bool(self.merged)
 
+    @property
+    def last(self) -> Path | None:
+        """The run that this one starts from, whichever way; ``None`` if there is none."""
+        return self.kept or next(reversed(self.merged), None)
+
     def load(self, backbone: Backbone, remember: Adapter | None = None) -> LoadedBackbone:
         """The backbone with everything merged.
 

@@ -22,6 +22,7 @@ def summarise(
     seed: int,
     parts: dict[str, str | None],
     headlines: dict[str, str],
+    others: dict[str, str],
     before: Scores,
     during: Sequence[dict[str, Any]],
     after: Scores,
@@ -36,6 +37,7 @@ def summarise(
         seed: The run's seed.
         parts: ``backbone``, ``adapter`` and ``importance``, by name.
         headlines: Set -> the score reported for it; the target comes first, the rest are sources.
+        others: Likewise, of sets that are neither and enter no mean.
         before: Scores of the backbone, in points.
         during: ``step``, ``epoch`` and ``scores`` of each validation.
         after: Scores of the trained model.
@@ -44,13 +46,13 @@ def summarise(
         precision: What was computed in (``used``), and ``why``.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for name, headline in headlines.items():
+    for name, headline in (headlines | others).items():
         row: dict[str, Any] = {"metric": headline}
         row |= {"before": before[name][headline], "after": after[name][headline]}
         row |= {"nll_before": before[name]["nll"], "nll_after": after[name]["nll"]}
         rows[name] = row
     target, *sources = headlines
-    for name in sources:
+    for name in (*sources, *others):
         rows[name]["forgetting"] = forgetting(rows[name]["before"], rows[name]["after"])["points"]
     scored = [[rows[name][phase] for name in sources] for phase in ("before", "after")]
     trade: dict[str, float | None] | None = None
@@ -63,6 +65,7 @@ def summarise(
         "parameters": parameters,
         "target": {"name": target, **rows[target]},
         "sources": {name: rows[name] for name in sources},
+        "others": {name: rows[name] for name in others},
         "tradeoff": trade,
         "cost": cost,
         "precision": precision,
@@ -100,16 +103,18 @@ def table(summary: dict[str, Any]) -> Table:
     parts = " · ".join(str(summary[key]) for key in ("backbone", "adapter", "importance") if summary[key])
     title = f"{summary['experiment']}: {parts} · seed {summary['seed']}"
     out = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
-    for heading in ("target\nsources", "score"):
+    others = summary.get("others", {})  # of sequences; earlier files have none
+    for heading in ("target\nsources" + "\nothers" * bool(others), "score"):
         out.add_column(heading, no_wrap=True, vertical="bottom")
     for heading in ("before", "after", "change", "forgotten", "NLL\nbefore", "NLL\nafter"):
         out.add_column(heading, justify="right", vertical="bottom")
-    sets = {summary["target"]["name"]: summary["target"], **summary["sources"]}
+    sets = {summary["target"]["name"]: summary["target"], **summary["sources"], **others}
+    ends = {0, len(summary["sources"])}
     for i, (name, row) in enumerate(sets.items()):
         lost = f"{row['forgetting']:.1f}" if "forgetting" in row else ""
         cells = [f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['after'] - row['before']:+.1f}", lost]
         nll = [f"{row['nll_before']:.3f}", f"{row['nll_after']:.3f}"]
-        out.add_row(name, row["metric"], *cells, *nll, end_section=i == 0)
+        out.add_row(name, row["metric"], *cells, *nll, end_section=i in ends)
     cost, count = summary["cost"], summary["parameters"]
     share = 100 * count["trainable"] / count["total"]
     lines = [

@@ -4,9 +4,9 @@
     python tools/evaluate.py --backbone configs/backbones/llava15_7b.yaml --data configs/tasks/gqa.yaml --data.root DIR
     torchrun --nproc_per_node 8 -- tools/evaluate.py --run RUN
 
-Target and sources are those of the run, or of --data; further options are those under --data of tools/fit.py, such as
---data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same command again goes on with
-an evaluation that was killed. OUT/scores.json holds the scores.
+Target, sources and other sets are those of the run, or of --data; further options are those under --data of
+tools/fit.py, such as --data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same
+command again goes on with an evaluation that was killed. OUT/scores.json holds the scores.
 """
 
 import argparse

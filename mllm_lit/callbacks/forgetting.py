@@ -1,4 +1,4 @@
-"""Says when target and sources are scored: before, during and after training."""
+"""Says when target, sources and other sets are scored: before, during and after training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,7 +38,8 @@ class ForgettingCallback(L.Callback):
         during: Of each validation ``step`` (of the optimizer), ``epoch`` (passes over the training rows), ``scores``.
         after: Scores of the trained model.
         last: Of the latest ``trainer.test``.
-        headlines: Set -> name of the score that a table shows, the target first.
+        headlines: Target and sources -> name of the score that a table shows, the target first.
+        others: Likewise, of the sets that are neither.
     """
 
     scores_before_and_after = True
@@ -52,6 +53,7 @@ class ForgettingCallback(L.Callback):
         self.after: Scores | None = None
         self.last: Scores = {}
         self.headlines: dict[str, str] = {}
+        self.others: dict[str, str] = {}
         self._measured: dict[str, dict[str, str]] = {}
         self._untrained: dict[str, torch.Tensor] = {}
         self._changed: dict[str, bool] = {}
@@ -78,7 +80,7 @@ class ForgettingCallback(L.Callback):
         if fast_dev_run(trainer):
             return
         evaluator = evaluator_of(trainer, "test")
-        self.headlines = evaluator.headlines()
+        self.headlines, self.others = evaluator.headlines(), evaluator.others()
         self._measured = self._measured or self._digests(trainer, pl_module)
         if self.before is None:
             with swapped(pl_module, self._untrained):

@@ -19,6 +19,7 @@ FREE = (
     "data.eval_tokens",
     "data.max_eval_samples",
     "data.num_workers",
+    "data.others",
     "data.sources",
     "data.test_split",
     "data.val_samples",

@@ -1,4 +1,4 @@
-"""Ends a run: saves the adapter, writes ``summary.json``, fills TensorBoard's HParams tab, prints the table."""
+"""Ends a run: saves what was trained, writes ``summary.json``, fills TensorBoard's HParams tab, prints the table."""
 
 import resource
 import time
@@ -14,6 +14,7 @@ from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.records import SAFE
+from mllm_lit.importance.files import save_buffers
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
@@ -76,8 +77,11 @@ class SummaryCallback(L.Callback):
         if fast_dev_run(trainer) or folder is None:
             return
         size = sum(parameter.nbytes for _, parameter in pl_module.trainable())
-        with writing(folder / "adapter", size, SAFE):
+        rule = pl_module.importance if pl_module.importance and pl_module.importance.accumulates else None
+        with writing(folder / "adapter", size * (1 if rule is None else 2), SAFE):
             pl_module.adapter.save(pl_module.net, folder / "adapter", is_main=trainer.is_global_zero)
+            if rule is not None:
+                save_buffers(rule, folder, is_main=trainer.is_global_zero)
         before, after = self.forgetting.before, self.forgetting.after
         if not trainer.is_global_zero or before is None or after is None:
             return
@@ -90,6 +94,7 @@ class SummaryCallback(L.Callback):
                 "importance": None if pl_module.importance is None else type(pl_module.importance).__name__,
             },
             headlines=self.forgetting.headlines,
+            others=self.forgetting.others,
             before=before,
             during=self.forgetting.during,
             after=after,
@@ -137,7 +142,7 @@ class SummaryCallback(L.Callback):
     def _log(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
         metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items() if value is not None}
         metrics["final/target"] = result["target"]["after"]
-        metrics |= {f"final/{name}": row["after"] for name, row in result["sources"].items()}
+        metrics |= {f"final/{name}": row["after"] for name, row in (result["sources"] | result["others"]).items()}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)

@@ -48,7 +48,7 @@ class Sample:
         choices: The options of a multiple-choice question, in the order shown; else empty.
         meta: Whatever the scorer breaks results down by (subject, grade, question type).
         origin: ``file:row`` of the row, for error messages.
-        source: Name of the held-out source that a replayed training row is from; empty for the target's own rows.
+        source: Name of the set that a replayed training row is from; empty for the target's own rows.
     """
 
     id: str

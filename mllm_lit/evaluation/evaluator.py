@@ -37,7 +37,7 @@ class Evaluator:
     found each other (``torch.distributed``), each answers a share of the batches, and all get the whole result.
 
     Args:
-        sets: The target first, then the sources.
+        sets: The target first, then the sources, then others.
         collate: The collator of the model's processor.
         tokens: Most tokens in a batch: samples times the longest of them, its answer counted in.
         max_new_tokens: Longest answer; ``None`` takes each task's own.
@@ -155,8 +155,12 @@ class Evaluator:
         return files
 
     def headlines(self) -> dict[str, str]:
-        """Set -> name of the score that a table shows, the target first."""
-        return {one.name: one.headline for one in self.sets}
+        """Target and sources -> name of the score that a table shows, the target first."""
+        return {one.name: one.headline for one in self.sets if one.counts}
+
+    def others(self) -> dict[str, str]:
+        """As :meth:`headlines`, of the sets that are neither."""
+        return {one.name: one.headline for one in self.sets if not one.counts}
 
     def measure(self, one: EvaluationSet) -> list[int]:
         """Lengths of a set's samples, which are checked thereby; every rank has to ask, the first one measures."""

@@ -42,6 +42,7 @@ class EvaluationSet:
         task: Says how long answers may be and how they are scored.
         samples: In the split's order.
         folder: Where the sizes of its pictures are kept; ``None`` keeps none.
+        counts: Whether it is the target or a source; others are scored beside them, and enter no mean.
         lengths: Of the samples with their answers, in tokens; measured when they are first needed.
     """
 
@@ -49,6 +50,7 @@ class EvaluationSet:
     task: Task
     samples: Sequence[Sample]
     folder: Path | None = None
+    counts: bool = True
     lengths: list[int] | None = field(default=None, repr=False)
 
     @property

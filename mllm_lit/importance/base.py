@@ -1,6 +1,6 @@
 """What every importance rule is: something that decides how updates may land on the weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, Literal, Self
@@ -52,6 +52,10 @@ class Rule:
     model itself."""
     batch_size: int | None = None
     """Rows of a batch whose gradient :meth:`prepare` wants; ``None`` leaves it to the loop."""
+    rows_from: Sequence[str] | None = None
+    """With ``needs_data`` of ``source``, names of the sets whose train splits are wanted; ``None`` for all sources."""
+    accumulates: bool = False
+    """Whether :meth:`prepare` adds to what the rule of the run before this one has gathered, :attr:`earlier`."""
 
     def __init__(self, reference_on: str = "device", reference: Literal["start", "base"] = "start") -> None:
         if reference not in ("start", "base"):
@@ -64,6 +68,8 @@ class Rule:
         self.reference: Reference | None = None
         self.buffers: dict[str, dict[str, Tensor]] = {}
         """State by kind and parameter name; sharded as the parameters are."""
+        self.earlier: Mapping[str, Mapping[str, Tensor]] = {}
+        """:attr:`buffers` of the same rule at the end of the run before, whole; to be set before :meth:`prepare`."""
         self.progress: Progress = no_progress
         """Wraps what :meth:`prepare` goes through; a loop may set it to draw a bar."""
         self.forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext

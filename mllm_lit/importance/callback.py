@@ -1,6 +1,6 @@
 """Puts an importance rule between the optimizer and the weights, and its state into checkpoints."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from mllm_lit.answers import answer_nll
 from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule, RuleError
+from mllm_lit.importance.files import check_buffers, read_buffers
 from mllm_lit.importance.log import log_rule
 from mllm_lit.seed import Stream, stream_seed
 
@@ -40,6 +41,21 @@ class ImportanceCallback(L.Callback):
         if stage == "fit" and self._rule(pl_module) is not None:
             refuse_strategy(trainer.strategy)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Refuse what a rule will not find; a resumed run, which is known by now, has it in its checkpoint.
+
+        Raises:
+            RuleError: The run has no set whose rows the rule looks at, or starts from one that has left it nothing.
+            DatasetError: The run has no set of a name that the rule gives.
+        """
+        rule = self._rule(pl_module)
+        if rule is None or self._state is not None:
+            return
+        if rule.needs_data == "source":
+            wanted_sets(rule, trainer.datamodule)  # type: ignore[attr-defined]
+        if rule.accumulates and pl_module.start.last is not None:
+            check_buffers(rule, pl_module.start.last)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Attach the rule to the optimizer, and show it the data that it asks for.
 
@@ -60,6 +76,9 @@ class ImportanceCallback(L.Callback):
             rule.load_state_dict(self._state)
             rule.on_epoch_start(trainer.current_epoch)  # Lightning leaves that out in the middle of an epoch
         else:
+            if rule.accumulates and pl_module.start.last is not None:
+                refuse_new_tensors(rule, pl_module)
+                rule.earlier = read_buffers(rule, pl_module.start.last)
             prepare(rule, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -136,6 +155,25 @@ def say_what_reference_is(rule: Rule, module: Any) -> None:
         )
 
 
+def refuse_new_tensors(rule: Rule, module: Any) -> None:
+    """Stop where an adapter's new tensors have the names of those that were merged, but are none of them.
+
+    Raises:
+        RuleError: Saying what to train instead.
+    """
+    if module.start.kept is not None:
+        return
+    own = {id(parameter) for parameter in module.adapter.opened_parameters(module.net).values()}
+    new = [name for name, parameter in rule.parameters.items() if id(parameter) not in own]
+    if new:
+        raise RuleError(
+            f"importance.accumulate is true, but with model.start: merge {len(new)} of the {len(rule.parameters)} "
+            f"trainable tensors, such as {new[0]!r}, are new ones of {type(module.adapter).__name__}, of which "
+            f"{module.start.last} knows nothing. Set model.start: keep, train the backbone's own weights "
+            "(mllm_lit.adapters.Full), or set importance.accumulate: false."
+        )
+
+
 def prepare(rule: Rule, trainer: L.Trainer, module: Any) -> None:
     """Show a rule the gradients or the model that it wants to see before the first step.
 
@@ -157,22 +195,34 @@ def prepare(rule: Rule, trainer: L.Trainer, module: Any) -> None:
 
 
 def wanted_rows(rule: Rule, data: Any) -> list[Sample]:
-    """Rows of the target's train split, or of all sources' train splits in turns, in an order drawn with the seed.
+    """Rows of the target's train split, or of some sets' train splits in turns, in an order drawn with the seed.
 
     Raises:
-        RuleError: The run has no source.
+        RuleError: See :func:`wanted_sets`.
     """
     sets = [data.train_rows]
     if rule.needs_data == "source":
-        if not data.sources:
-            raise RuleError(
-                f"{type(rule).__name__} looks at rows of the sources' train splits, and this run has no sources. "
-                "Give it some (data.sources), or for EWC take fisher: generated, which needs none."
-            )
-        sets = [source.task.rows(source.root, source.task.split_names["train"]) for source in data.sources.values()]
+        sets = [one.task.rows(one.root, one.task.split_names["train"]) for one in wanted_sets(rule, data).values()]
     generator = torch.Generator().manual_seed(stream_seed(Stream.PROBED_ROWS))
     shuffled = [[rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()] for rows in sets]
     return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
+
+
+def wanted_sets(rule: Rule, data: Any) -> Mapping[str, Any]:
+    """The sets whose train splits a rule looks at: all sources, or those that it names.
+
+    Raises:
+        RuleError: There is none.
+        DatasetError: There is none of a name.
+    """
+    sets: Mapping[str, Any] = data.named(rule.rows_from, "importance.rows_from")
+    if not sets:
+        raise RuleError(
+            f"{type(rule).__name__} looks at rows of the sources' train splits, and this run has no sources. Give it "
+            "some (data.sources), name sets of data.others in importance.rows_from, or for EWC take fisher: generated, "
+            "which needs none."
+        )
+    return sets
 
 
 def gradients(module: Any, rows: list[Sample], batch_size: int) -> Iterator[None]:

@@ -129,10 +129,13 @@ class FinishedRun:
         assign(self._net, weights)
         self.module.test_phase = label.replace(" ", "-")
         self.trainer.test(self.module, self.data, verbose=False)
-        return report.point(label, self.forgetting.last, self._headlines())
+        return report.point(label, self.forgetting.last, *self._headlines())
 
-    def _headlines(self) -> dict[str, str]:
-        return {name: task.metric().headline for name, task in self.data.tasks.items()}
+    def _headlines(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Of target and sources, and of the others."""
+        every = {name: task.metric().headline for name, task in self.data.tasks.items()}
+        others = {name: every.pop(name) for name in self.data.others}
+        return every, others
 
     def _ends(self) -> list[dict[str, Any]]:
         """The run's own scores, if nothing was overridden since."""
@@ -140,7 +143,7 @@ class FinishedRun:
         if self.overridden or not file.is_file():
             return []
         scores = json.loads(file.read_text(encoding="utf-8"))["scores"]
-        return [report.point(f"{phase} training", scores[phase], self._headlines()) for phase in ("before", "after")]
+        return [report.point(f"{phase} training", scores[phase], *self._headlines()) for phase in ("before", "after")]
 
     def _write(self, weights: Weights, out: Path) -> None:
         """A Hugging Face folder, in the dtype in which the backbone was loaded."""

@@ -77,8 +77,14 @@ class AnswerMetric(Metric):
         return super()._apply(fn, exclude_state=["rows", *exclude_state])
 
 
+Row = tuple[float, float | None, tuple[str, ...]]
+"""Score, relaxed score and labels."""
+
+
 class MeanScore(AnswerMetric):
     """The mean of a score that each row has of its own, also per value of some of the rows' ``meta`` entries.
+
+    Where the rows have a relaxed score as well, its mean is reported as ``headline_relaxed``, beside the strict one.
 
     Args:
         breakdown: Names of ``meta`` entries. An entry may hold several labels, joined by ``|``.
@@ -93,27 +99,40 @@ class MeanScore(AnswerMetric):
     def row_score(self, prediction: str, sample: Sample) -> float:
         """One answer's score in [0, 1]."""
 
+    def relaxed_score(self, prediction: str, sample: Sample) -> float | None:
+        """One answer's score in [0, 1] if all that counts is that the right one is in it; ``None`` for no such score.
+
+        Where the strict score is higher, that one is taken.
+        """
+        return None
+
     def row_scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
         """Each row's own score in [0, 1]."""
         return [self.row_score(prediction, sample) for prediction, sample in zip(predictions, samples, strict=True)]
 
-    def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[tuple[float, tuple[str, ...]]]:
-        """Score and labels of each row."""
-        pairs = zip(predictions, samples, strict=True)
-        return [(self.row_score(prediction, sample), self.labels(sample)) for prediction, sample in pairs]
+    def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[Row]:
+        """Score, relaxed score and labels of each row."""
+        return [self._row(prediction, sample) for prediction, sample in zip(predictions, samples, strict=True)]
+
+    def _row(self, prediction: str, sample: Sample) -> Row:
+        score, relaxed = self.row_score(prediction, sample), self.relaxed_score(prediction, sample)
+        return score, None if relaxed is None else max(score, relaxed), self.labels(sample)
 
     def labels(self, sample: Sample) -> tuple[str, ...]:
         """Of all ``meta`` entries of the breakdown."""
         values = (sample.meta.get(key, "") for key in self.breakdown)
         return tuple(label for value in values for label in value.split("|") if label)
 
-    def score(self, records: Sequence[tuple[float, tuple[str, ...]]]) -> dict[str, float]:
-        """The mean over all rows, and over the rows of each label."""
+    def score(self, records: Sequence[Row]) -> dict[str, float]:
+        """The mean over all rows, strict and relaxed, and over the rows of each label."""
         groups: dict[str, list[float]] = {}
-        for value, labels in records:
+        for value, _, labels in records:
             for label in labels:
                 groups.setdefault(label, []).append(value)
-        scores = {self.headline: 100 * sum(value for value, _ in records) / len(records)}
+        scores = {self.headline: 100 * sum(value for value, _, _ in records) / len(records)}
+        relaxed = [value for _, value, _ in records if value is not None]
+        if relaxed:
+            scores[f"{self.headline}_relaxed"] = 100 * sum(relaxed) / len(relaxed)
         return scores | {
             f"{self.headline}/{label.replace('/', '-')}": 100 * sum(values) / len(values)
             for label, values in sorted(groups.items())

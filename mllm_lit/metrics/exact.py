@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import MeanScore
+from mllm_lit.metrics.relaxed import contained, contains
 
 
 def gqa_match(prediction: str, answer: str) -> bool:
@@ -59,3 +60,11 @@ class ExactMatch(MeanScore):
     def row_score(self, prediction: str, sample: Sample) -> float:
         """1 if equal, else 0."""
         return float(self.match(prediction, sample.references[0]))
+
+    def relaxed_score(self, prediction: str, sample: Sample) -> float:
+        """1 if the answer contains the reference as words, and no other option where there are some; else 0."""
+        reference = sample.references[0]
+        if reference not in sample.choices:
+            return float(contains(prediction, reference))
+        found = contained(prediction, sample.choices)
+        return float([sample.choices[i] for i in found] == [reference])

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import MeanScore
+from mllm_lit.metrics.relaxed import best_count
 from mllm_lit.metrics.vqa import leave_one_out, plain_words, strip_punctuation
 
 ANNOTATORS = 10
@@ -44,3 +45,8 @@ class M4CAccuracy(MeanScore):
     def row_score(self, prediction: str, sample: Sample) -> float:
         """The score of one answer."""
         return m4c_accuracy(prediction, sample.references)
+
+    def relaxed_score(self, prediction: str, sample: Sample) -> float:
+        """The best score of the annotators' answers that this one contains as words."""
+        given = [normalize_m4c(answer) for answer in sample.references]
+        return leave_one_out(best_count(normalize_m4c(prediction), given), ANNOTATORS)

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import MeanScore
+from mllm_lit.metrics.relaxed import best_count
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = frozenset(("a", "an", "the"))
@@ -111,3 +112,8 @@ class VQAAccuracy(MeanScore):
     def row_score(self, prediction: str, sample: Sample) -> float:
         """The official score of one answer."""
         return vqa_accuracy(prediction, sample.references)
+
+    def relaxed_score(self, prediction: str, sample: Sample) -> float:
+        """The best score of the annotators' answers that this one contains as words, always normalised."""
+        given = [normalize_vqa(answer) for answer in sample.references]
+        return leave_one_out(best_count(normalize_vqa(prediction), given), len(given))

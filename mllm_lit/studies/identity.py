@@ -1,7 +1,6 @@
 """What the result of a run depends on: its resolved settings, the files that they name, and the code."""
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.parsing import flatten
+from mllm_lit.studies.plan import digest
 
 ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path")
 """Settings that say where a run is kept, and files whose content is resolved into the rest."""
@@ -44,14 +44,6 @@ def facts(words: Sequence[str]) -> dict[str, Any]:
     names = {"task": "task", "root": "root", "test_split": "split", "max_eval_samples": "max_samples"}
     target = {theirs: given[ours] for ours, theirs in names.items() if given.get(ours) is not None}
     return {"settings": settings, "data": digest([data, *listed]), "code": code, "target": target}
-
-
-def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of some parts, told apart."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(hashlib.sha256(part).digest())
-    return total.hexdigest()
 
 
 def listing(place: Path) -> bytes:

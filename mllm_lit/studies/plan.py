@@ -1,11 +1,11 @@
 """The cells of a study: runs and merges, what each depends on, and how each is known again."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mllm_lit.studies.identity import digest
 from mllm_lit.studies.study import (
     EARLIER,
     SEED,
@@ -242,6 +242,14 @@ def score(summary: Mapping[str, Any], name: str) -> float:
     """A run's score after training: of the target, or of both together."""
     found: float = summary["target"]["after"] if name == "target" else summary["tradeoff"][name]
     return found
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of some parts, told apart."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
 
 
 def key_of(identity: Mapping[str, Any]) -> str:

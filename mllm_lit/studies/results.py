@@ -108,11 +108,8 @@ def read_results(file: Path) -> Results | None:
 def write_results(results: Results, file: Path) -> None:
     """Keep results, without the places of this machine."""
     every = [cell.settings for cell in results.cells if cell.key]
-    common = (
-        {name: value for name, value in every[0].items() if all(one.get(name, ...) == value for one in every)}
-        if every
-        else {}
-    )
+    first = every[0] if every else {}
+    common = {name: value for name, value in first.items() if all(one.get(name, ...) == value for one in every)}
     kept = msgspec.structs.replace(
         results,
         cells=[

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -104,7 +105,7 @@ def duration(seconds: float) -> str:
     >>> duration(59), duration(3700), duration(86400 * 2.5)
     ('59 s', '1 h 1 min', '60 h 0 min')
     """
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
@@ -265,8 +266,10 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
-            self.process.terminate()
-            self.process.wait()
+            # This runs in a signal's handler, while __call__ may hold the lock of Popen.wait.
+            run = psutil.Process(self.process.pid)
+            run.terminate()
+            run.wait()
         return DelayedSubmission(Job(self.cell, self.store, self.command))
 
 
@@ -337,19 +340,20 @@ class Slurm:
                 job = submitit().SlurmJob(folder=self._folder, job_id=file.read_text(encoding="utf-8").strip())
                 if not job.done():
                     self._jobs[str(cell.key)] = job
-            self.store.file(cell, ".job").write_text(f"{job.job_id}\n", encoding="utf-8")
 
     @property
     def _folder(self) -> Path:
         return self.store.root / "slurm" / "%j"
 
     def _submit(self, cells: Sequence[Cell], parameters: Options, watch: Watch) -> None:
+        self.store.folder.mkdir(parents=True, exist_ok=True)
         executor = executor_of(self._folder, self.cluster, parameters)
         jobs = [Job(cell, self.store, self.tools.command(cell, self.store)) for cell in cells]
         with executor.batch():
             submitted = [executor.submit(job) for job in jobs]
         for cell, job in zip(cells, submitted, strict=True):
             self._jobs[str(cell.key)] = job
+            self.store.file(cell, ".job").write_text(f"{job.job_id}\n", encoding="utf-8")
             watch.say(cell, f"submitted as job {job.job_id}")
 
 

@@ -48,7 +48,7 @@ class Store:
         return run if merged is None else merged_summary(run, merged, cell)
 
     def state(self, cell: Cell) -> str:
-        """``done``, ``running``, ``failed``, ``begun``, ``waiting`` for a rate or ``to do``, as the cell alone tells."""
+        """``done``, ``running``, ``failed``, ``begun``, ``waiting`` for a rate or ``to do``; of the cell alone."""
         if cell.key is None:
             return "waiting"
         if self.summary(cell) is not None:

@@ -10,7 +10,6 @@ import msgspec
 import yaml
 
 from mllm_lit.errors import HIGHEST_SEED, UserError
-from mllm_lit.merging.options import check_options
 
 SEED = "seed"
 """The axis over which means are taken; its option is ``seed_everything``."""
@@ -186,21 +185,19 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
 
     Args:
         path: See ``configs/studies``.
-        overlays: Files of the same keys that are laid over it, key by key; ``null`` takes a key out. What they say of
-            axes that the study does not have is left aside. Under ``replace`` stand option values and what takes their
-            place.
+        overlays: Files of the same keys that are laid over it, key by key; ``null`` takes a key out. One may serve
+            several studies: what it says of axes and labels that the study does not have is left aside, but for labels
+            under ``add``, which are new ones. Under ``replace`` stand option values and what takes their place. Where
+            it takes out ``rate``, values have no rates either.
 
     Raises:
         StudyError: It is no YAML, a key is unknown or missing, or a value is not what the key takes.
     """
     content = _read(path)
     for overlay in overlays:
-        over = _read(overlay)
-        replace = over.pop("replace", {})
-        axes = {axis: values for axis, values in over.pop("axes", {}).items() if axis in content.get("axes", {})}
-        content = _replaced(_laid_over(content, over | ({"axes": axes} if axes else {})), replace)
+        content = _overlaid(content, _read(overlay))
     try:
-        file = msgspec.convert(content, StudyFile)
+        file = msgspec.convert(content, StudyFile, strict=False)
     except msgspec.ValidationError as error:
         raise StudyError(f"{path}: {error}. See docs/studies.md for the keys of a study.") from error
     study = Study(file, {axis: _values(axis, values) for axis, values in file.axes.items()})
@@ -208,14 +205,46 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
     return study
 
 
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that stands twice in one mapping, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [str(key.value) for key, _ in node.value]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{repeated[0]!r} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise StudyError(f"There is no file {path} (tried {path.absolute()}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StudyError(f"{path} is no readable YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise StudyError(f"{path} holds {type(content).__name__}, expected a mapping; see docs/studies.md.")
     return content
+
+
+def _overlaid(content: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    replace, add, changes = (over.pop(key, None) or {} for key in ("replace", "add", "axes"))
+    axes = content.get("axes", {})
+    for axis in axes.keys() & changes.keys():
+        if isinstance(axes[axis], dict):
+            axes[axis] = _laid_over(
+                axes[axis], {name: one for name, one in changes[axis].items() if name in axes[axis]}
+            )
+        else:
+            axes[axis] = changes[axis]
+    for axis in axes.keys() & add.keys():
+        axes[axis] = axes[axis] | add[axis] if isinstance(axes[axis], dict) else [*axes[axis], *add[axis]]
+    content = _laid_over(content, over)
+    if "rate" in over and over["rate"] is None:
+        for values in axes.values():
+            for value in values.values() if isinstance(values, dict) else ():
+                value.pop("rates", None)
+    return _replaced(content, replace)
 
 
 def _laid_over(below: Any, above: Any) -> Any:
@@ -257,7 +286,7 @@ def _value(where: str, row: Options) -> Value:
     rates, slurm = options.pop("rates", None), options.pop("slurm", {})
     if rates is not None:
         try:
-            rates = tuple(msgspec.convert(rates, Rates))
+            rates = tuple(msgspec.convert(rates, Rates, strict=False))
         except msgspec.ValidationError as error:
             raise StudyError(f"{where}.rates: {error}.") from error
     if not merging:
@@ -267,6 +296,8 @@ def _value(where: str, row: Options) -> Value:
             f"{where} has the keys {sorted(row)}; a merge has merge and of (the label of the runs that are merged), "
             "and may have arguments, point and slurm, but no options of a run."
         )
+    from mllm_lit.merging.options import check_options  # torch is imported for merges alone
+
     arguments = yaml.safe_dump(merging.get("arguments", {}), default_flow_style=True).strip()
     check_options(merging["merge"], arguments)
     merge = Merge(str(merging["of"]), merging["merge"], arguments, merging.get("point", merging["merge"]))

@@ -18,8 +18,9 @@ from tests.toy import Toy, ToySource
 
 
 def data(root: Path, **more: Any) -> VQADataModule:
-    held = Sources({name: Source(ToySource(), root) for name in ("one", "two")})
-    return VQADataModule(Toy(), root, held, batch_size=4, **{"replay": 0.5, **more})
+    sets = {name: Source(ToySource(), root) for name in ("one", "two")}
+    sources, others = Sources(sets), Sources({"three": Source(ToySource(), root)})
+    return VQADataModule(Toy(), root, sources, others, batch_size=4, **{"replay": 0.5, **more})
 
 
 def mixed(root: Path, **more: Any) -> list[Sample]:
@@ -34,6 +35,8 @@ def test_the_share_is_of_the_targets_rows_and_even_over_the_sources(tmp_path: Pa
     assert all(row.id.startswith(f"{row.source}/train-") for row in rows if row.source)
     assert len({row.id for row in rows}) == len(rows)
     assert [row.source for row in mixed(tmp_path, replay=0.1, replay_from=["two"])].count("two") == 2
+    both = [row.source for row in mixed(tmp_path, replay_from=["three", "one"])]
+    assert [both.count(name) for name in ("one", "two", "three")] == [5, 0, 6]
 
 
 def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
@@ -46,9 +49,9 @@ def test_the_choice_is_the_seeds(tmp_path: Path) -> None:
     [
         ({"replay": -0.1}, "data.replay is -0.1; expected a finite number at least 0"),
         ({"replay": 0.01}, "that share of 22 rows is none"),
-        ({"replay": 3.0}, "asks for 33 rows of the source 'one', whose split 'train' has 22"),
-        ({"replay_from": ["three"]}, r"names \['three'\]; the sources are: one, two"),
-        ({"replay_from": []}, "there is no source to replay"),
+        ({"replay": 3.0}, "asks for 33 rows of 'one', whose split 'train' has 22"),
+        ({"replay_from": ["four"]}, r"names \['four'\]; the sources are: one, two; the others \(data.others\): three"),
+        ({"replay_from": []}, "there is no set to replay"),
     ],
 )
 def test_what_cannot_be_mixed_is_named(settings: dict[str, Any], message: str, tmp_path: Path) -> None:

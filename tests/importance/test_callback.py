@@ -223,14 +223,18 @@ def test_rows_come_from_where_the_rule_says() -> None:
             return [(split, str(root), i) for i in range(ROWS[split])]
 
     sources = {name: SimpleNamespace(task=Train(), root=name) for name in ("one", "two")}
-    data: Any = SimpleNamespace(train_rows=["target"] * 5, sources=sources)
+    data: Any = SimpleNamespace(
+        train_rows=["target"] * 5, named=lambda names, _: {n: sources[n] for n in names or sources}
+    )
     assert wanted_rows(MagnitudeMask(), data) == ["target"] * 5
     rows: Any = wanted_rows(EWC(), data)
     assert [root for _, root, _ in rows] == ["one", "two"] * ROWS["train"]  # in turns, so that both weigh the same
     assert {split for split, _, _ in rows} == {"train"}
     assert sorted(i for _, root, i in rows if root == "two") == list(range(ROWS["train"]))
     assert rows == wanted_rows(EWC(), data)
-    data.sources = {}
+    rows = wanted_rows(EWC(rows_from=["two"]), data)
+    assert {root for _, root, _ in rows} == {"two"}
+    sources.clear()
     with pytest.raises(RuleError, match="fisher: generated"):
         wanted_rows(EWC(), data)
 

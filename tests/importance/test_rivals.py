@@ -337,6 +337,27 @@ def test_loss_form_is_the_gradient_of_the_loss(kind: str) -> None:
         torch.testing.assert_close(values(ours)[name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_fisher_information_of_two_runs_is_summed_with_a_decay() -> None:
+    first, second = EWC(rows=3), EWC(rows=3, accumulate=True, decay=0.5)
+    begin(first)
+    model, optimizer = begin(second, prepare=False)
+    assert second.accumulates
+    second.earlier = first.buffers
+    second.prepare(batches(model, seed=6))
+    probe = Net()
+    stream = batches(probe, 6)
+    expected = {name: 0.5 * fisher for name, fisher in first.buffers["fisher"].items()}
+    for _ in range(3):
+        next(stream)
+        for name, p in trained(probe).items():
+            expected[name] = expected[name] + p.grad.square() / 3  # type: ignore[union-attr]
+    for name, fisher in second.buffers["fisher"].items():
+        torch.testing.assert_close(fisher, expected[name])
+    assert not second.earlier, "kept once"
+    with pytest.raises(RuleError, match="fisher: generated looks at none"):
+        EWC(fisher="generated", rows_from=["gqa"])
+
+
 @pytest.mark.parametrize("strength", [3.0, 1e6])
 def test_decoupled_pull(strength: float) -> None:
     parameter = nn.Parameter(torch.tensor([1.0, -2.0]))

@@ -15,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mllm_lit.importance import L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider, reference
+from mllm_lit.importance import EWC, L2SP, MagnitudeMask, MoFO, RandomMask, Reference, Rule, Spider, reference
+from mllm_lit.importance.files import read_buffers, save_buffers
 from mllm_lit.tensors import local
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,24 @@ def _mapped(rank: int, kind: str, mesh: Any, folder: Path) -> dict[str, bool]:
     return found | {"identity": theta0.identity == identity}
 
 
+def _summed(folder: Path, mesh: Any = None) -> dict[str, Tensor]:
+    """F of a second run on that of a first, each of one batch, through files; with a mesh all of it sharded."""
+    for run in ("first", "second"):
+        model, rule = _model(), EWC(rows=1, accumulate=True, decay=0.5)
+        if mesh is not None:
+            fully_shard(model, mesh=mesh)
+        rule.attach(torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters())
+        if run == "second":
+            rule.earlier = read_buffers(rule, folder / "first")
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(len(run)))
+        rule.prepare(iter([model(x).square().mean().backward()]))
+        (folder / run).mkdir(parents=True, exist_ok=True)
+        save_buffers(rule, folder / run, is_main=mesh is None or dist.get_rank() == 0)
+        if mesh is not None:
+            dist.barrier()
+    return load_file(folder / "second" / "importance.safetensors")
+
+
 def _rank(rank: int, world: int, folder: str) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
@@ -130,6 +149,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
                 "calls": calls,
                 "identity": Reference.capture(dict(parameters.items())).identity,
             }
+    out["summed"] = _summed(Path(folder), mesh)
     out["mapped"] = [_mapped(rank, kind, mesh, Path(folder)) for kind in ("fsdp2", "ddp")]
     torch.save(out, f"{folder}/out{rank}.pt")
     dist.barrier()
@@ -158,6 +178,11 @@ def test_ranks_equal_one_process(sharded: dict[str, Any], kind: str, key: str) -
     for kind_, tensors in rule.state_dict()["buffers"].items():
         for name, value in tensors.items():
             torch.testing.assert_close(result["state"][kind_][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_fisher_information_is_summed_over_runs_as_in_one_process(sharded: dict[str, Any], tmp_path: Path) -> None:
+    for name, value in _summed(tmp_path).items():
+        torch.testing.assert_close(sharded["summed"][name], value, rtol=1e-5, atol=1e-8)
 
 
 def test_spider_reduces_two_short_rows_and_gathers_nothing(sharded: dict[str, Any]) -> None:

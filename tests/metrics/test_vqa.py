@@ -138,6 +138,11 @@ def test_breakdown_by_answer_type() -> None:
     ]
     metric.update(["yes", "yes", "2"], samples)
     assert metric.compute() == pytest.approx(
-        {"vqa_accuracy": 200 / 3, "vqa_accuracy/yes-no": 50, "vqa_accuracy/number": 100}
+        {
+            "vqa_accuracy": 200 / 3,
+            "vqa_accuracy_relaxed": 200 / 3,
+            "vqa_accuracy/yes-no": 50,
+            "vqa_accuracy/number": 100,
+        }
     )
     assert metric.row_scores(["yes", "yes", "2"], samples) == [1, 0, 1]
