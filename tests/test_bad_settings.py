@@ -125,14 +125,13 @@ TOOLS = {
     "check_data --config {config} --faults /nowhere/faults.json": (1, "/nowhere/faults.json"),
     "check_data --config {config} --faults {tmp}": (1, r"Is a directory: '\S+'"),
     "check_data --config {tmp}/broken.yaml": (1, r"broken\.yaml is no readable YAML"),
-    "tradeoffs --grid /nowhere/grid.yaml": (1, "/nowhere/grid.yaml"),
-    "tradeoffs --grid {tmp}/broken.yaml": (1, r"broken\.yaml is no readable YAML"),
-    "tradeoffs --grid {tmp}/list.yaml": (1, r"list\.yaml has the keys list, expected"),
-    "tradeoffs --grid {tmp}/rate.yaml": (1, r"full: Expected `float` > 0.* `\$\.rates\[1\]`"),
-    "tradeoffs --grid {tmp}/seed.yaml": (1, r"full: Expected `int` >= 0.* `\$\.seeds\[0\]`"),
-    "tradeoffs --grid {tmp}/merge.yaml": (1, "There is no merge 'mean'; there are: "),
-    "tradeoffs --grid {tmp}/option.yaml": (1, "keep is 2; expected a number from 0 to 1"),
-    "tradeoffs --grid {tmp}/fine.yaml --only other": (1, r"The grid has no method \['other'\]"),
+    "study run /nowhere/study.yaml": (1, "There is no file /nowhere/study.yaml"),
+    "study run {tmp}/broken.yaml": (1, r"broken\.yaml is no readable YAML"),
+    "study run {tmp}/list.yaml": (1, r"list\.yaml holds list, expected a mapping"),
+    "study run {study} --jobs 0": (1, "--jobs is 0"),
+    "study run {study} --with /nowhere/over.yaml": (1, "There is no file /nowhere/over.yaml"),
+    "study run {study} --slurm": (1, "submitit refuses|Could not detect"),
+    "study go {study}": (2, "invalid choice: 'go'"),
 }
 
 
@@ -158,17 +157,9 @@ def places(tmp_path: Path, tiny_folder: Path, config: Path) -> dict[str, str]:
         settings = {"seed_everything": 1, "model": {"backbone": backbone}, "data": {}, "trainer": {}}
         places[name] = finished_run(tmp_path / name, yaml.safe_dump(settings))
     places |= {name: finished_run(tmp_path / name, text) for name, text in (("unread", "a: ["), ("list", "- 1"))}
-    full = {"seeds": [1], "words": "", "rates": [0.1, 0.2]}
-    methods = {
-        "fine": {"full": full},
-        "rate": {"full": full | {"rates": [0.1, -1]}},
-        "seed": {"full": full | {"seeds": [-1]}},
-        "merge": {"full": full, "other": {"seeds": [1], "of": "full", "merge": "mean"}},
-        "option": {"full": full, "other": {"seeds": [1], "of": "full", "merge": "ties", "options": {"keep": 2}}},
-    }
-    grid = {"name": "g", "words": "", "rate": "", "choosing": "", "choosing_seed": 1}
-    for name, rows in methods.items():
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(grid | {"methods": rows}))
+    study = {"name": "s", "question": "?", "options": {"config": str(config)}, "axes": {"seed": [1]}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    places["study"] = f"{tmp_path}/study.yaml --runs {tmp_path}/runs --results {tmp_path}/results"
     return places
 
 

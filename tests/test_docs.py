@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from mllm_lit.tradeoffs import summarise
 
+from mllm_lit.reports.scores import mean_sd, score_of
+from mllm_lit.studies import read_results
 from tests.conftest import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-RESULTS = REPOSITORY / "benchmarks" / "results" / "tradeoffs"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+RESULTS = REPOSITORY / "benchmarks" / "results" / "studies"
 NAMED = re.compile(r"(?<![\w/.-])(?:configs|tools|benchmarks|tests|docs)/[\w./-]*\w\.(?:yaml|py|json|md)")
 
 
@@ -27,20 +28,21 @@ def test_files_that_are_named_exist(page: Path) -> None:
 def test_the_readme_states_the_measured_tradeoffs() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-    def scores(grid: str, name: str) -> dict[str, tuple[float, float]]:
-        (row,) = summarise([json.loads((RESULTS / grid / f"{name}.json").read_text(encoding="utf-8"))])
-        found: dict[str, tuple[float, float]] = row["scores"]
-        return found
+    def scores(study: str, **labels: str) -> dict[str, tuple[float, float | None]]:
+        results = read_results(RESULTS / f"{study}.json")
+        assert results is not None
+        found = [cell.summary for cell in results.cells if labels.items() <= cell.labels.items()]
+        columns = ("target", "captions", "vqa", "gqa", "A_S", "A_T", "H", "O")
+        return {column: mean_sd([score_of(summary, column) for summary in found]) for column in columns}
 
     for name in ("ewc", "full", "lora", "spider", "magnitude_mask", "dowser", "wise_ft", "dare"):
-        found = scores("scienceqa", name)
-        columns = ("target", "captions", "vqa", "gqa", "A_S", "A_T", "H", "O")
-        cells = ["{:.1f} ± {:.1f}".format(*found[column]) for column in columns]
+        found = scores("spider_methods", target="scienceqa", method=name)
+        cells = ["{:.1f} ± {:.1f}".format(*pair) for pair in found.values()]
         line = next(line for line in text.splitlines() if line.startswith(f"| {name} "))
         assert [cell.strip() for cell in line.split("|")[4:-1]] == cells
-    at_5e_4 = scores("main", "full")["A_S"][0]
+    at_5e_4 = scores("spider_defaults", method="full")["A_S"][0]
     assert f"forgets far more (A^S {at_5e_4:.1f})" in " ".join(text.split())
-    assert scores("scienceqa", "spider")["A_S"][0] > at_5e_4
+    assert scores("spider_methods", target="scienceqa", method="spider")["A_S"][0] > at_5e_4
 
 
 def test_the_readme_shows_the_table_of_the_main_job() -> None:

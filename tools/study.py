@@ -57,7 +57,7 @@ def main() -> None:
         except Stopped:
             sys.exit("Stopped; what was running has saved. The same command goes on.")
         tell(states, store)
-        write_results(collect(plan, store), file)
+        write_results(collect(plan, store, kept), file)
         sys.exit(0 if all(state == "done" for _, state in states) else 1)
     states = store.states(plan.cells())
     if options.command == "run":
@@ -66,10 +66,12 @@ def main() -> None:
             print(f"# {cell.key or '-' * 16} {state}: {cell.name}\n{said}")
     elif options.command == "report":
         from mllm_lit.reports import write_report
+        from mllm_lit.studies.identity import contents
 
-        results = collect(plan, store)
+        results = collect(plan, store, kept)
         write_results(results, file)
-        page = write_report(study, results, options.out or options.runs / "reports" / study.file.name, options.latex)
+        folder = options.out or options.runs / "reports" / study.file.name
+        page = write_report(study, results, folder, options.latex, options.trust, contents()[0])
         print(f"Written: {page}")
     tell(states, store)
 

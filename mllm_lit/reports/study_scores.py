@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mllm_lit.reports.page import Block, Details, Figures, Gap, Score, Table, Text, slug, svg
 from mllm_lit.reports.runs import HEADINGS, during
-from mllm_lit.reports.scores import BEST, NEAR, SEED, ReportError, best_of, pareto, sets_of, verdicts
+from mllm_lit.reports.scores import BEST, NEAR, SEED, ReportError, best_of, pareto, seed_of, sets_of, verdicts
 from mllm_lit.reports.view import Column, Row, View
 
 if TYPE_CHECKING:
@@ -172,8 +172,94 @@ def compare(
 
 
 def stages(view: View) -> list[Block]:
-    """The heat map of a sequence, tasks against stages, and its metrics; nothing of a study without stages."""
-    return []
+    """A sequence's metrics, of strict score, relaxed one and NLL; what each task scores after each stage."""
+    names = list(view.study.file.stages)
+    if not names:
+        return []
+    from mllm_lit.metrics import sequence_scores
+
+    rows: list[list[Any]] = []
+    maps, curves = [], []
+    for label, seeds in sequences(view).items():
+        kept = [[one[stage].summary["tradeoff"] for one in seeds if one[stage].summary["tradeoff"]] for stage in names]
+        sources = [Score([one["A_S"] for one in each]) if each else None for each in kept]
+        for kind in ("score", "relaxed", "nll"):
+            tables = [task_scores(one, kind) for one in seeds]
+            if not all(tables):
+                continue
+            found = [sequence_scores(table) for table in tables if table]
+            digits = 3 if kind == "nll" else 1
+            columns = [[value for one in found if (value := one[name]) is not None] for name in found[0]]
+            metrics = [Score(values, digits) if values else None for values in columns]
+            rows.append([label, kind, len(seeds), *metrics, *(sources if kind == "score" else [None] * len(names))])
+            if kind == "score":
+                cells = {
+                    (stage, task): fmean(table[stage][task] for table in tables if table)
+                    for stage in names
+                    for task in names
+                }
+                maps.append(svg(partial(heat, f"{label}: tasks (columns) after stages (rows)", cells)))
+                curves += [
+                    [label, stage, *(Score([t[stage][k] for t in tables if t]) for k in names)] for stage in names
+                ]
+    if not rows:
+        return [Text("No sequence is finished.")]
+    head = ["sequence", "of", "seeds", *sequence_scores([[0.0, 0.0]] * 2), *(f"A^S after {stage}" for stage in names)]
+    note = (
+        "MFT: what was learned, each task right after its own stage. MFN: all tasks at the end. MAA: over the stages. "
+        "BWT: what earlier tasks have gained since, below 0 where they were forgotten (of the NLL, above 0). Relaxed "
+        "scores and NLL tell lost facts from a lost format of answers."
+    )
+    return [
+        Table("Sequence", head, rows, note, "sequence"),
+        Figures(maps, note="Mean over seeds; right of the diagonal are tasks whose turn had not come."),
+        Details(
+            "Scores of all tasks after every stage",
+            [Table("Tasks", ["sequence", "after", *names], curves, name="tasks")],
+        ),
+    ]
+
+
+def sequences(view: View) -> dict[str, list[dict[str, Any]]]:
+    """Name of a sequence -> for each seed that has finished it, stage -> cell."""
+    names, found = list(view.study.file.stages), dict[tuple[str, str], dict[str, Any]]()
+    for cell in view.results.cells:
+        labels = [label for axis, label in cell.labels.items() if axis not in (SEED, "stage")]
+        key = " · ".join(labels) or view.results.study, seed_of(cell)
+        found.setdefault(key, {})[cell.labels["stage"]] = cell
+    told: dict[str, list[dict[str, Any]]] = {}
+    for (label, _), cells in found.items():
+        if all(name in cells for name in names):
+            told.setdefault(label, []).append(cells)
+    return told
+
+
+def task_scores(cells: Mapping[str, Any], kind: str) -> dict[str, dict[str, float]] | None:
+    """The table a(t, i) of one sequence: stage -> task -> score; ``None`` where a task has none of the kind.
+
+    Args:
+        cells: Stage -> cell.
+        kind: ``score`` (the headline), ``relaxed`` or ``nll``.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for stage, cell in cells.items():
+        for task in cells:
+            summary = cell.summary
+            name = summary["target"]["name"] if task == stage else task
+            row = sets_of(summary)[name] if task == stage else summary["others"][task]
+            metric = {"score": row["metric"], "relaxed": f"{row['metric']}_relaxed", "nll": "nll"}[kind]
+            scores = summary.get("scores", {}).get("after", {}).get(name, {}) | {row["metric"]: row["after"]}
+            if metric not in scores:
+                return None
+            table.setdefault(stage, {})[task] = scores[metric]
+    return table
+
+
+def heat(title: str, cells: Mapping[tuple[str, str], float]) -> "Figure":
+    """The heat map of one sequence."""
+    from mllm_lit.plots import heat_map
+
+    return heat_map(title, cells)
 
 
 def trade_off(view: View) -> list[Block]:

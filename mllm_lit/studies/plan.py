@@ -159,15 +159,11 @@ class Plan:
         """What a stage has beside its options: the other targets are scored, and earlier ones may be named."""
         stages = list(self.study.file.stages)
         earlier = stages[: stages.index(stage)]
-        targets = {
-            name: self.facts(words_of(self._options(values, name)))["target"] for name in stages if name != stage
-        }
-        told = {name: earlier if value == EARLIER else value for name, value in options.items()}
-        if not earlier:
-            named = {name for name, value in options.items() if value == EARLIER}
-            named |= {"data.replay"} if "data.replay_from" in named else set()
-            told = {name: value for name, value in told.items() if name not in named}
+        named = {name: earlier for name, value in options.items() if value == EARLIER and earlier}
+        told = options | named if earlier else without_earlier(options)
         start = told.pop("model.start", self.study.file.start)
+        other = {name: without_earlier(self._options(values, name)) for name in stages if name != stage}
+        targets = {name: self.facts(words_of(one))["target"] for name, one in other.items()}
         others = {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": targets}}
         return told | ({} if first else {"model.start": start}) | ({"data.others": others} if targets else {})
 
@@ -215,6 +211,14 @@ class Plan:
         if cell.after is not None:
             identity["parent"] = cell.after.key
         return replace(cell, identity=identity, key=key_of(identity))
+
+
+def without_earlier(options: Options) -> Options:
+    """Options without such as name earlier stages; nothing is replayed if there is nothing to replay from."""
+    left = {name: value for name, value in options.items() if value != EARLIER}
+    if options.get("data.replay_from") == EARLIER:
+        left.pop("data.replay", None)
+    return left
 
 
 def best(tried: Mapping[float, float]) -> float:

@@ -125,15 +125,25 @@ def write_results(results: Results, file: Path) -> None:
     file.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
 
-def collect(plan: Plan, store: Store) -> Results:
-    """What is known of a study: what its cells have found, how rates were chosen, and what is not finished."""
+def collect(plan: Plan, store: Store, kept: Results | None = None) -> Results:
+    """What is known of a study: what its cells have found, how rates were chosen, and what is not finished.
+
+    Args:
+        plan: Of the study.
+        store: Of the runs.
+        kept: Earlier results. Of them, cells without a key stand for such as were not run since: their settings were
+            not written down.
+    """
     cells, missing = [], []
+    old = {tuple(cell.labels.items()): cell for cell in kept.cells if not cell.key} if kept is not None else {}
     states = {tuple(cell.labels.items()): state for cell, state in store.states(plan.cells()) if not cell.choosing}
     for cell in plan.reported():
         if (summary := store.summary(cell)) is not None:
             folder = str(store.run(cell)) if store.run(cell).is_dir() else None
             settings = dict((cell.identity or {}).get("settings", {}))
             cells.append(Result(str(cell.key), cell.labels, summary, settings, store.code(cell), folder))
+        elif tuple(cell.labels.items()) in old:
+            cells.append(old[tuple(cell.labels.items())])
         else:
             log = store.file(cell, ".log")
             state = states.get(tuple(cell.labels.items()), store.state(cell))
@@ -142,4 +152,7 @@ def collect(plan: Plan, store: Store) -> Results:
         Rate(dict(labels), best(tried), {text(rate): score for rate, score in tried.items()}, keys)
         for labels, (tried, keys) in plan.tried.items()
     ]
+    if kept is not None:
+        chosen = [rate.labels for rate in rates]
+        rates += [rate for rate in kept.rates if not rate.keys and rate.labels not in chosen]
     return Results(plan.study.file.name, cells, missing, rates)

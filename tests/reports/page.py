@@ -30,7 +30,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         for name, value in attrs:
-            if name in ("src", "href", "xlink:href") and not str(value).startswith(("data:image/jpeg;base64,", "#")):
+            if name in ("src", "href", "xlink:href") and not str(value).startswith(("data:image/", "#")):
                 self.fetched.append(str(value))
             if name in ("href", "xlink:href", "clip-path"):
                 self.named |= set(re.findall(r"#([\w-]+)", str(value)))

@@ -194,3 +194,40 @@ def test_a_study_of_nothing_but_seeds_and_one_without_results(tmp_path: Path) ->
     assert (float(row["target"]), row["seeds"]) == (52.0, "3")
     page = write_report(study_of(tmp_path), Results("methods"), tmp_path / "empty")
     assert "Nothing was run yet." in Page(page.read_text(encoding="utf-8")).text
+
+
+def test_a_sequence_has_its_metrics_and_heat_map(tmp_path: Path) -> None:
+    """Two stages and two seeds; strict, relaxed and NLL of the table a(t, i), by hand."""
+    study = study_of(
+        tmp_path, axes={"method": {"a": {}, "b": {}}, "seed": [1, 2]}, claims=[], paper=[], stages={"x": {}, "y": {}}
+    )
+    strict = {("x", "x"): 80.0, ("x", "y"): 10.0, ("y", "x"): 60.0, ("y", "y"): 90.0}
+    cells = []
+    for seed in (1, 2):
+        for stage, other in (("x", "y"), ("y", "x")):
+            summary = summary_of(strict[stage, stage] + seed, {"source": 50.0 + seed}, seed=seed)
+            row = {"metric": "accuracy", "before": 0.0, "after": strict[stage, other] + seed, "forgetting": 0.0}
+            summary["others"] = {other: row | {"nll_before": 1.0, "nll_after": 0.5}}
+            after = summary["scores"]["after"]
+            after["toy"]["accuracy_relaxed"] = strict[stage, stage] + 5 + seed
+            after[other] = {"accuracy": row["after"], "accuracy_relaxed": row["after"] + 15, "nll": 0.5}
+            labels = {"method": "a", "seed": str(seed), "stage": stage}
+            cells.append(Result(f"{stage}{seed}", labels, summary))
+    unfinished = [Result("z", {"method": "b", "seed": "1", "stage": "x"}, summary_of(1.0, {"source": 1.0}))]
+    page = write_report(study, Results("methods", [*cells, *unfinished]), tmp_path / "out")
+    found = list(csv.DictReader((tmp_path / "out" / "sequence.csv").open(encoding="utf-8")))
+    assert [(row["sequence"], row["of"], row["seeds"]) for row in found] == [
+        ("a", "score", "2"),
+        ("a", "relaxed", "2"),
+        ("a", "nll", "2"),
+    ]
+    # MFT (80 + 90) / 2, MFN (60 + 90) / 2, MAA (80 + 75) / 2, BWT 60 - 80; and 1.5 for the seeds, but for BWT.
+    assert [float(found[0][name]) for name in ("MFT", "MFN", "MAA", "BWT")] == [86.5, 76.5, 79.0, -20.0]
+    # Relaxed: 85, 75 and 95: (85 + 95) / 2, (75 + 95) / 2, (85 + 85) / 2, 75 - 85.
+    assert [float(found[1][name]) for name in ("MFT", "MFN", "MAA", "BWT")] == [91.5, 86.5, 86.5, -10.0]
+    assert [float(found[2][name]) for name in ("MFT", "MFN", "BWT")] == [0.25, 0.375, 0.25]
+    assert [float(found[0][f"A^S after {stage}"]) for stage in ("x", "y")] == [51.5, 51.5]
+    tasks = list(csv.DictReader((tmp_path / "out" / "tasks.csv").open(encoding="utf-8")))
+    assert [(row["after"], float(row["x"]), float(row["y"])) for row in tasks] == [("x", 81.5, 11.5), ("y", 61.5, 91.5)]
+    assert "<svg" in page.read_text(encoding="utf-8")
+    assert Page(page.read_text(encoding="utf-8")).fetched == []
