@@ -22,9 +22,10 @@ JOINED = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
 def start_again_with_joined_memory() -> None:
     """Replace this process by itself with :data:`JOINED`, unless the variable is set or there is no glibc.
 
-    Costs a start of Python; to be called before anything else is imported.
+    Costs a start of Python; to be called before anything else is imported. A process that runs the script beside
+    something else, such as a notebook's, is left alone.
     """
-    if TUNABLES not in os.environ and is_glibc():
+    if TUNABLES not in os.environ and is_glibc() and sys.argv[0] in sys.orig_argv:
         os.environ[TUNABLES] = JOINED
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -74,7 +74,7 @@ def test_kept_scores_serve_only_the_same_backbone_data_and_precision(
     assert not measured("--model.adapter.rank", "2")  # the backbone is the same
     assert not measured("--model.adapter", str(CONFIGS / "adapters" / "last_blocks.yaml"))
     assert not measured("--seed_everything", "7")  # all rows are scored, so their draw is the same
-    assert measured("--trainer.precision", "bf16-mixed")
+    assert measured("--trainer.precision", "bf16-mixed", "--model.backbone.dtype", "float32")
     assert measured("--trainer.precision", "bf16-mixed", "--model.backbone.dtype", "bfloat16")
     assert measured("--model.backbone.aspect", "pad")
     assert measured("--model.max_new_tokens", "2")

@@ -74,3 +74,13 @@ def test_the_users_own_tunables_are_left_alone() -> None:
     ask += f"; print(os.environ[{TUNABLES!r}])"
     assert run(ask) == [JOINED]
     assert run(ask, GLIBC_TUNABLES="glibc.malloc.check=0") == ["glibc.malloc.check=0"]
+
+
+def test_a_process_that_runs_a_tool_beside_something_else_is_not_replaced() -> None:
+    """As a notebook's ``%run`` does; the first word would be printed twice."""
+    path = str(REPOSITORY / "tools" / "fit.py")
+    ask = f"import runpy, sys; print('once', flush=True); sys.argv = ['', '--no_such=1']; runpy.run_path({path!r}, "
+    env = {name: value for name, value in os.environ.items() if name != TUNABLES}
+    command = [sys.executable, "-c", ask + "run_name='__main__')"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY)
+    assert (ended.returncode, ended.stdout.split().count("once")) == (1, 1), ended.stderr

@@ -58,6 +58,7 @@ def fit(root: Path, name: str, backbone: Path, adapter: str, *words: str, **mode
             "accelerator": "cpu",
             "devices": 1,
             "max_steps": 6,
+            "precision": "32-true",  # the same numbers on every CPU
             "limit_val_batches": 0,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -485,7 +486,8 @@ def test_tools_open_a_run_with_its_start(
     runs: Runs, root: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
     run = root / "logs" / "toy" / f"{start}_swept"
-    fit(root, run.name, tiny_folder, "lora", "--model.start_from", str(runs / "lora"), "--model.start", start)
+    longer = ("--trainer.max_steps", "18")  # so that the ends differ
+    fit(root, run.name, tiny_folder, "lora", "--model.start_from", str(runs / "lora"), "--model.start", start, *longer)
     monkeypatch.setattr(sys, "argv", ["merge.py", str(run), "--method", "wise_ft", "--trust", "tests"])
     runpy.run_path(str(REPOSITORY / "tools" / "merge.py"))["main"]()
     points = json.loads((run / "merges" / "wise_ft" / "merge.json").read_text())["points"]
