@@ -71,7 +71,7 @@ def summary(others: dict[str, str]) -> dict[str, Any]:
         headlines={"toy": "accuracy", "one": "accuracy"}, others=others,
         before={name: {"accuracy": before, "nll": 1.0} for name, (before, _) in scores.items()},
         after={name: {"accuracy": after, "nll": 2.0} for name, (_, after) in scores.items()},
-        parameters={"total": 10, "trainable": 1}, precision={},
+        parameters={"total": 10, "trainable": 1}, precision={}, during=[],
         cost={"steps": 1, "train_seconds": 1.0, "tokens_per_second": 1.0, "peak_memory_bytes": 1},
     )  # fmt: skip
 
