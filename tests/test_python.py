@@ -49,7 +49,8 @@ def test_lightnings_trainer_gives_the_command_lines_weights(
     settings = yaml.safe_load(config.read_text())
     settings["model"] |= {"adapter": full, "importance": {"class_path": "mllm_lit.importance.Spider"}}
     settings["trainer"] = {
-        "precision": "32-true", "max_epochs": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "val_check_interval": 4,
+        "precision": "32-true", "max_epochs": 2, "accumulate_grad_batches": 2,
+        "gradient_clip_val": 1.0, "val_check_interval": 4,
         "callbacks": [{"class_path": "mllm_lit.callbacks.TrainableCheckpoint"}],
     }  # fmt: skip
     config.write_text(yaml.safe_dump(settings))
