@@ -6,11 +6,13 @@ from itertools import islice
 from typing import Any, Literal, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from mllm_lit.adapters.copies import whole
 from mllm_lit.errors import UserError
 from mllm_lit.importance.reference import Reference
 from mllm_lit.tensors import ShardSums, chunks, local, shard_like
@@ -175,12 +177,19 @@ class Rule:
     # State and what to log.
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs, θ0 itself excepted, of which the identity is kept."""
+        """Everything a resumed run needs, θ0 itself excepted, of which the identity is kept.
+
+        Buffers that are sharded are gathered, so every rank has to call this; the first one gets them, whole and on
+        the CPU, and the others none.
+        """
         return {
             "rule": type(self).__name__,
             "steps": self.steps,
             "identity": self.reference.identity if self.reference is not None else None,
-            "buffers": {kind: dict(tensors) for kind, tensors in self.buffers.items()},
+            "buffers": {
+                kind: {name: one for name, tensor in tensors.items() if (one := _gathered(tensor)) is not None}
+                for kind, tensors in self.buffers.items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -377,11 +386,17 @@ def _check(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None
 
 def _restore(here: Tensor | None, parameter: nn.Parameter, saved: Tensor) -> Tensor:
     """``saved`` as a buffer beside ``parameter``, keeping the buffer's own dtype and device if there is one."""
-    saved = local(saved)
-    part = saved if saved.shape == local(parameter).shape else shard_like(saved, parameter)
-    if part.shape != local(parameter).shape:
+    if saved.shape != parameter.shape or isinstance(saved, DTensor):
         raise RuleError(f"A saved buffer has shape {tuple(saved.shape)}, its parameter {tuple(parameter.shape)}.")
     if here is None:
         here = torch.zeros_like(parameter, dtype=saved.dtype, requires_grad=False)
-    local(here).copy_(part)
+    local(here).copy_(shard_like(saved, parameter))
     return here
+
+
+def _gathered(tensor: Tensor) -> Tensor | None:
+    """A tensor, whole; of one that is sharded, on the CPU of the first rank alone."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = whole(tensor)
+    return full if dist.get_rank() == 0 else None

@@ -19,6 +19,10 @@ REFUSED = {
 ACCEPTED = [(rule, name) for rule in RULES for name in ("ddp", "fsdp2") if (rule, name) not in REFUSED]
 
 
+RESUMED = ("spider", "ewc")
+"""Rules with buffers as large as the weights: a sum that grows, and one that stays."""
+
+
 def adapter_of(rule: str) -> str:
     return "lora" if rule == "lora_sculpt" else "full"
 
@@ -36,7 +40,16 @@ def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
         {**common, "folder": out / f"{rule}-{name}", "adapter": adapter_of(rule), "name": name, "rule": rule}
         for rule, name in ACCEPTED
     ]
-    found |= zip(ACCEPTED, together(out, jobs), strict=True)
+    again = [(rule, name) for rule, name in ACCEPTED if rule in RESUMED]
+    for rule, name in again:
+        job = jobs[ACCEPTED.index((rule, name))]
+        resume = out / f"{rule}-{name}" / "checkpoints" / "step=4.ckpt"
+        jobs.append({**job, "folder": out / f"{rule}-{name}_again", "resume": resume})
+    found |= zip([*ACCEPTED, *((rule, f"{name}_again") for rule, name in again)], together(out, jobs), strict=True)
+    for rule in RESUMED:  # what several ranks have saved goes on in one process
+        job = {**common, "adapter": adapter_of(rule), "rule": rule}
+        resume = out / f"{rule}-fsdp2" / "checkpoints" / "step=4.ckpt"
+        found[rule, "one_again"] = fit(**job, folder=out / f"{rule}-one_again", resume=resume)
     for (rule, name), result in found.items():
         files = (out / f"{rule}-{name}" / "adapter").glob("*.safetensors")
         result["tensors"] = {key: tensor for file in files for key, tensor in load_file(file).items()}
@@ -50,6 +63,16 @@ def test_two_ranks_train_what_one_process_trains(runs: Any, rule: str, name: str
     assert many["tensors"].keys() == one["tensors"].keys()
     for key, tensor in one["tensors"].items():
         torch.testing.assert_close(many["tensors"][key], tensor, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["ddp_again", "fsdp2_again", "one_again"])
+@pytest.mark.parametrize("rule", RESUMED)
+def test_a_resumed_run_goes_on_with_the_whole_state(runs: Any, rule: str, name: str) -> None:
+    """From a checkpoint in the middle; each rank gets its own part of every buffer back."""
+    whole = runs[rule, "fsdp2" if name != "ddp_again" else "ddp"]
+    torch.testing.assert_close(runs[rule, name]["losses"], whole["losses"][4:], rtol=0, atol=1e-4)
+    for key, tensor in whole["tensors"].items():
+        torch.testing.assert_close(runs[rule, name]["tensors"][key], tensor, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if adapter_of(rule) == "full"])
