@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any, Literal, Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -179,15 +178,14 @@ class Rule:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs, θ0 itself excepted, of which the identity is kept.
 
-        Buffers that are sharded are gathered, so every rank has to call this; the first one gets them, whole and on
-        the CPU, and the others none.
+        Buffers that are sharded are gathered, whole and on the CPU, so every rank has to call this.
         """
         return {
             "rule": type(self).__name__,
             "steps": self.steps,
             "identity": self.reference.identity if self.reference is not None else None,
             "buffers": {
-                kind: {name: one for name, tensor in tensors.items() if (one := _gathered(tensor)) is not None}
+                kind: {name: whole(t) if isinstance(t, DTensor) else t for name, t in tensors.items()}
                 for kind, tensors in self.buffers.items()
             },
         }
@@ -392,11 +390,3 @@ def _restore(here: Tensor | None, parameter: nn.Parameter, saved: Tensor) -> Ten
         here = torch.zeros_like(parameter, dtype=saved.dtype, requires_grad=False)
     local(here).copy_(shard_like(saved, parameter))
     return here
-
-
-def _gathered(tensor: Tensor) -> Tensor | None:
-    """A tensor, whole; of one that is sharded, on the CPU of the first rank alone."""
-    if not isinstance(tensor, DTensor):
-        return tensor
-    full = whole(tensor)
-    return full if dist.get_rank() == 0 else None

@@ -57,6 +57,7 @@ def config(tiny_folder: Path, tmp_path: Path) -> Path:
         "trainer": {
             "accelerator": "cpu",
             "max_epochs": 2,
+            "precision": "32-true",  # to the bit on every CPU
             "num_sanity_val_steps": 0,
             "limit_val_batches": 0,
             "gradient_clip_val": 1.0,
