@@ -177,6 +177,7 @@ def stages(view: View) -> list[Block]:
     if not names:
         return []
     from mllm_lit.metrics import sequence_scores
+    from mllm_lit.plots import heat_map
 
     rows: list[list[Any]] = []
     maps, curves = [], []
@@ -198,7 +199,7 @@ def stages(view: View) -> list[Block]:
                     for stage in names
                     for task in names
                 }
-                maps.append(svg(partial(heat, f"{label}: tasks (columns) after stages (rows)", cells)))
+                maps.append(svg(partial(heat_map, f"{label}: tasks (columns) after stages (rows)", cells)))
                 curves += [
                     [label, stage, *(Score([t[stage][k] for t in tables if t]) for k in names)] for stage in names
                 ]
@@ -253,13 +254,6 @@ def task_scores(cells: Mapping[str, Any], kind: str) -> dict[str, dict[str, floa
                 return None
             table.setdefault(stage, {})[task] = scores[metric]
     return table
-
-
-def heat(title: str, cells: Mapping[tuple[str, str], float]) -> "Figure":
-    """The heat map of one sequence."""
-    from mllm_lit.plots import heat_map
-
-    return heat_map(title, cells)
 
 
 def trade_off(view: View) -> list[Block]:

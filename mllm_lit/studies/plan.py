@@ -183,7 +183,8 @@ class Plan:
         first = next(each for each in self._runs() if matches(each, named))
         first.pop(SEED, None)
         values = self.study.values(first)
-        options = self._options(values, next(iter(self.study.file.stages), None), choosing=True)
+        options = without_earlier(self._options(values, next(iter(self.study.file.stages), None), choosing=True))
+        options.pop("model.start", None)  # nothing is before the first stage
         slurm = self.study.file.slurm | {name: given for value in values for name, given in value.slurm.items()}
         cells = [
             self._cell(Cell(named | {"rate": text(rate)}, options | {choice.option: rate}, choosing=True, slurm=slurm))

@@ -116,19 +116,20 @@ class Stopped(Exception):
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Have SIGTERM and SIGINT raise :class:`Stopped`, once; a second Ctrl-C ends the process as usual."""
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def handled(handlers: Mapping[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals so for a while; such as are ignored stay so in processes that are started meanwhile."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop(number: int, frame: Any) -> None:
+    """Raise :class:`Stopped`, once: a second Ctrl-C ends the process as usual."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise Stopped
 
 
 @dataclass
@@ -156,7 +157,7 @@ class Local:
             How every cell stands at the end.
         """
         watch = Watch(self.jobs)
-        with watch.progress, stoppable():
+        with watch.progress, handled({signal.SIGINT: stop, signal.SIGTERM: stop}):
             try:
                 while True:
                     states = self._states()
@@ -222,11 +223,12 @@ def ready(states: Sequence[tuple[Cell, str]]) -> list[Cell]:
 def shares(slot: int, jobs: int) -> dict[str, str]:
     """Of several cells at once, what one gets: its part of the cores, and one of the GPUs that are visible."""
     told = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    import torch
+    if jobs > 1:
+        import torch
 
-    if jobs > 1 and (count := torch.cuda.device_count()):
-        named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-        told["CUDA_VISIBLE_DEVICES"] = named.split(",")[slot % count]
+        if count := torch.cuda.device_count():
+            named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+            told["CUDA_VISIBLE_DEVICES"] = named.split(",")[slot % count]
     return told
 
 
@@ -249,7 +251,7 @@ class Job:
             return 0  # submitted twice
         first = os.environ.get("SLURM_PROCID", "0") == "0"
         # What submitit sends ahead of a preemption reaches every process of the job.
-        with ignored(signal.SIGUSR1, signal.SIGUSR2):
+        with handled({signal.SIGUSR1: signal.SIG_IGN, signal.SIGUSR2: signal.SIG_IGN}):
             if first:
                 self.process = start(self.cell, self.store, self.command)
             else:
@@ -271,17 +273,6 @@ class Job:
             run.terminate()
             run.wait()
         return DelayedSubmission(Job(self.cell, self.store, self.command))
-
-
-@contextmanager
-def ignored(*numbers: signal.Signals) -> Iterator[None]:
-    """Ignore signals for a while, and in processes that are started meanwhile for good."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

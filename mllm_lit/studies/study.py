@@ -188,14 +188,15 @@ def read_study(path: Path, overlays: Sequence[Path] = ()) -> Study:
         overlays: Files of the same keys that are laid over it, key by key; ``null`` takes a key out. One may serve
             several studies: what it says of axes and labels that the study does not have is left aside, but for labels
             under ``add``, which are new ones. Under ``replace`` stand option values and what takes their place. Where
-            it takes out ``rate``, values have no rates either.
+            it takes out ``rate``, values have no rates either. Unless it has a name, its file's is put behind the
+            study's: results of both are kept.
 
     Raises:
         StudyError: It is no YAML, a key is unknown or missing, or a value is not what the key takes.
     """
     content = _read(path)
     for overlay in overlays:
-        content = _overlaid(content, _read(overlay))
+        content = _overlaid(content, {"name": f"{content.get('name')}_{overlay.stem}"} | _read(overlay))
     try:
         file = msgspec.convert(content, StudyFile, strict=False)
     except msgspec.ValidationError as error:
@@ -347,6 +348,9 @@ def _check(study: Study, path: Path) -> None:
                 raise StudyError(f"{path}: axes.{axis}.{label}: a sequence has no merges; set start: merge instead.")
             if value.rates is not None and file.rate is None:
                 raise StudyError(f"{path}: axes.{axis}.{label} has rates, but the study does not say rate: (what for).")
+    merging = [axis for axis, values in axes.items() if any(value.merge for value in values.values())]
+    if len(merging) > 1:
+        raise StudyError(f"{path}: the axes {', '.join(merging)} have merges; put all of them on one.")
     for combination in study.combinations():
         for axis, label in combination.items():
             merge = axes[axis][label].merge

@@ -32,7 +32,11 @@ def test_every_value_is_taken_by_the_command_line(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     for words in one_of_each(read_study(path, overlays)):
-        assert facts(words)["settings"]
+        settings = facts(words)["settings"]
+        roots = {name: value for name, value in settings.items() if name.startswith("data.") and name.endswith("root")}
+        outside = all(value not in (None, "None") for value in roots.values())
+        assert roots
+        assert outside == bool(overlays), f"on the releases with the overlay, and without it on embedded sets: {roots}"
 
 
 @pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)

@@ -128,3 +128,11 @@ def test_words_put_a_part_before_what_is_changed_in_it() -> None:
     assert words.index("--model.adapter") < words.index("--model.adapter.rank")
     assert "--x.y=-1" in words
     assert yaml.safe_load(json.dumps(words)) == words
+
+
+def test_the_rate_of_a_sequence_is_chosen_on_its_first_stage(tmp_path: Path) -> None:
+    """Which has nothing before it: neither a start nor earlier sets."""
+    plan, _ = planned(tmp_path, **SEQUENCE | {"rate": {"rates": [0.1, 0.01]}})
+    for cell in [cell for cell in plan.cells() if cell.choosing]:
+        assert cell.options["data.task"] == "One"
+        assert not {"model.start", "data.replay", "data.replay_from"} & cell.options.keys()

@@ -47,6 +47,7 @@ def test_an_overlay_is_laid_over_key_by_key(tmp_path: Path) -> None:
         write(tmp_path / "a.yaml", axes={"method": {"full": {"model.adapter": "full.yaml"}, "lora": {"a.b": 1}}}),
         [tmp_path / "over.yaml"],
     )
+    assert changed.file.name == "toy_over", "so that its results do not take the place of the study's"
     assert changed.file.options == {"config": "base.yaml", "data.root": "data"}
     assert changed.file.rate is None
     assert list(changed.axes) == ["method"]
@@ -91,6 +92,15 @@ CLAIM = {"says": "a", "source": "b", "higher": {"method": "full"}, "lower": {"me
         ({"tables": [{"score": "H", "columns": "seed", "at": "best"}]}, "at"),
         ({"rate": {"rates": [0.1], "by": ["task"]}}, "rate.by names the axis 'task'"),
         ({"rate": {"rates": [-0.1]}}, "rates"),
+        (
+            {
+                "axes": {
+                    "method": {"b": {}, "a": {"merge": "dare", "of": "b"}},
+                    "other": {"b": {}, "a": {"merge": "dare", "of": "b"}},
+                }
+            },
+            "the axes method, other have merges",
+        ),
         ({"stages": {"a": {}}}, "a sequence has no merges"),
         ({"stages": {"a b": {}}}, "stages"),
         ({"start": "again"}, "start"),
