@@ -138,6 +138,7 @@ def test_a_step_that_the_scaler_skips_does_not_count(
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     half = "{class_path: lightning.pytorch.plugins.MixedPrecision, init_args: {precision: 16-mixed, device: cpu}}"
     words = ["--model.importance", str(CONFIGS / "importance" / "spider.yaml"), "--trainer.plugins", half]
+    words += ["--trainer.precision", "null"]
     folder = run(monkeypatch, config, *words, "--model.importance.gradient", gradient)
     stored = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state = next(value for key, value in stored["callbacks"].items() if key.startswith("ImportanceCallback"))
