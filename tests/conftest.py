@@ -23,11 +23,11 @@ def run_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One thread for the small models of quick tests: several would mostly wait for each other."""
+    """One thread for the small models of quick tests, and where tests run side by side."""
     import torch
 
     before = torch.get_num_threads()
-    if request.node.get_closest_marker("slow") is None:
+    if request.node.get_closest_marker("slow") is None or "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

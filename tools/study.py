@@ -14,10 +14,12 @@ import argparse
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from mllm_lit.errors import in_range, plain_errors
 from mllm_lit.studies import Local, Plan, Slurm, Stopped, Store, Tools, collect, read_results, read_study, write_results
@@ -80,10 +82,15 @@ def plan_of(study: Study, store: Store) -> Plan:
     """The plan of a study, its cells' settings read."""
     from mllm_lit.studies.identity import facts
 
-    plan = Plan(study, facts, store.summary)
-    words = plan.unread()
-    for one in track(words, "reading settings", console=Console(stderr=True), transient=True, disable=len(words) < 5):
-        plan.facts(one)
+    numbers = count(1)
+    with Console(stderr=True).status("reading settings") as shown:
+
+        def told(words: Sequence[str]) -> dict[str, Any]:
+            shown.update(f"reading settings {next(numbers)}")
+            return facts(words)
+
+        plan = Plan(study, told, store.summary)
+        plan.cells()
     return plan
 
 

@@ -94,21 +94,6 @@ class Plan:
             found.setdefault(cell.key or (cell.name, cell.merge), cell)
         return list(found.values())
 
-    def unread(self) -> list[list[str]]:
-        """Command lines whose settings have not been read yet, as far as they are known."""
-        read, words = self.facts, list[list[str]]()
-
-        def note(one: Sequence[str]) -> Mapping[str, Any]:
-            words.append(list(one))
-            return {"settings": {}, "data": "", "code": "", "target": {}}
-
-        self.facts = cache_by_words(note)
-        try:
-            self.cells()
-        finally:
-            self.facts = read
-        return words
-
     def reported(self) -> list[Cell]:
         """Those of the report: one for every combination and stage."""
         return list({tuple(cell.labels.items()): cell for cell in self._cells() if not cell.choosing}.values())
