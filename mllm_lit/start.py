@@ -39,22 +39,24 @@ class Start:
         merged: Run directories whose adapters become part of the backbone's weights, in order.
         kept: The run whose adapter is trained on; ``None`` for a new one.
         seed: Of the first run of all, with which a new connector was drawn; ``None`` for this run's.
+        earlier: All runs that it goes back to, the first of all first.
     """
 
     merged: tuple[Path, ...] = ()
     kept: Path | None = None
     seed: int | None = None
+    earlier: tuple[Path, ...] = ()
     _before: "dict[str, Tensor] | None" = field(default=None, repr=False)
 
     @property
     def any(self) -> bool:
         """Whether there is another run."""
-        return self.kept is not None or bool(self.merged)
+        return bool(self.earlier)
 
     @property
     def last(self) -> Path | None:
         """The run that this one starts from, whichever way; ``None`` if there is none."""
-        return self.kept or next(reversed(self.merged), None)
+        return self.earlier[-1] if self.earlier else None
 
     def load(self, backbone: Backbone, remember: Adapter | None = None) -> LoadedBackbone:
         """The backbone with everything merged.
@@ -152,7 +154,8 @@ def find_start(run: str | Path | None, how: How = "keep", of: Path | None = None
         hows[folder], seed, model = how, config["seed_everything"], config["model"]
         run, how = model.get("start_from"), model.get("start", "keep")
     kept = next((folder for folder, how in list(hows.items())[:1] if how == "keep"), None)
-    return Start(tuple(folder for folder, how in reversed(hows.items()) if how == "merge"), kept, seed)
+    merged = tuple(folder for folder, how in reversed(hows.items()) if how == "merge")
+    return Start(merged, kept, seed, tuple(reversed(hows)))
 
 
 def _config_of(chain: list[Path]) -> dict[str, Any]:

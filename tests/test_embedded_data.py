@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mllm_lit.tasks import EMBEDDED, GQA, COCOCaptions, Conversations, IconQA, ScienceQA, Task, VQAv2, embedded_root
+from mllm_lit.tasks import (
+    EMBEDDED,
+    GQA,
+    POPE,
+    COCOCaptions,
+    Conversations,
+    IconQA,
+    ScienceQA,
+    Task,
+    VQAv2,
+    embedded_root,
+)
 from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS
 from tests.conftest import REPOSITORY
 
@@ -20,6 +31,7 @@ SPLITS: list[tuple[str, Task, tuple[str, ...]]] = [
     ("iconqa", IconQA("fill_in_blank"), ("train", "val", "test")),
     ("coco_captions", COCOCaptions(), ("train2014", "val2014")),
     ("vqav2", VQAv2(), ("train2014", "val2014")),
+    ("pope", POPE(), ("adversarial",)),
     ("conversations", Conversations(), ("train", "val", "test")),
     ("gqa", GQA(), ("train_balanced", "val_balanced", "testdev_balanced")),
 ]
@@ -72,7 +84,7 @@ def test_the_same_files_are_packed_to_the_same_bytes(tmp_path: Path, monkeypatch
     assert sums[0] == sha256((tmp_path / "first_archives" / sums[1]).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", [name for name in EMBEDDED if name != "conversations"])
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if name not in ("conversations", "pope")])
 def test_every_picture_decodes(name: str) -> None:
     pictures = [path for path in embedded_root(name).rglob("*") if path.suffix in (".png", ".jpg")]
     assert len(pictures) > 400
@@ -95,6 +107,33 @@ def test_readers_take_every_row_and_splits_share_no_picture(name: str, task: Tas
         for path in {image for sample in samples for image in sample.images if isinstance(image, Path)}:
             digest = sha256(path.read_bytes()).hexdigest()
             assert seen.setdefault(digest, split) == split, f"{path} is a picture of {seen[digest]} too"
+
+
+@pytest.mark.parametrize("split", ["random", "popular", "adversarial"])
+def test_pope_asks_for_what_is_there_and_as_often_for_what_is_not(split: str) -> None:
+    pictures = COCOCaptions(synonyms="embedded").rows(embedded_root("coco_captions"), "val2014")
+    there = {Path(sample.images[0]).name: sample.meta["objects"].split("|") for sample in pictures}
+    asked = POPE(prompt="{question}").rows(embedded_root("pope"), split)
+    things = [sample.question.removesuffix(" in the picture?").split(maxsplit=3)[3] for sample in asked]
+    pairs = zip(things, asked, strict=True)
+    answers = [("no", "yes")[thing in there[Path(sample.images[0]).name]] for thing, sample in pairs]
+    assert answers == [sample.answer for sample in asked]
+    assert answers.count("yes") == answers.count("no") == sum(map(len, there.values()))
+    if split == "popular":
+        absent = Counter(thing for thing, answer in zip(things, answers, strict=True) if answer == "no")
+        often = Counter(thing for words in there.values() for thing in words).most_common(3)
+        assert [name for name, _ in absent.most_common(1)][0] in [name for name, _ in often]
+
+
+def test_the_references_of_a_picture_name_its_objects_and_nothing_else() -> None:
+    task = COCOCaptions(synonyms="embedded")
+    metric = task.metric()
+    samples = task.rows(embedded_root("coco_captions"), "val2014")
+    metric.update([sample.references[0] for sample in samples], samples)
+    assert metric.compute()["chair_i"] == 0
+    metric.reset()
+    metric.update([one.references[0] for one in reversed(samples)], samples)
+    assert metric.compute()["chair_i"] > 90
 
 
 def test_scienceqa_is_balanced_and_partly_text_only() -> None:

@@ -3,6 +3,7 @@
 import json
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,14 +126,51 @@ def test_a_stage_scores_the_other_targets(config: Path, tmp_path: Path, monkeypa
     assert ids == {"replay/earlier.txt", "test/earlier.txt", "val/earlier.txt"}
     tags = EventAccumulator(str(logs / "version_0")).Reload().Tags()["scalars"]
     assert {"val/later/nll", "test/earlier/accuracy", "final/later", "final/earlier"} <= set(tags)
+    assert not any(tag.startswith("sequence/") for tag in tags)
+    run(monkeypatch, *words, "--model.start_from", str(logs / "version_0"))
+    assert "sequence/scores" in EventAccumulator(str(logs / "version_2")).Reload().Tags()["images"]
     back = ("--ckpt_path", str(logs / "version_0/checkpoints/last.ckpt"))
     with pytest.raises(ResumeError, match="data.replay_from"):
         run(monkeypatch, *words, *back, "--data.replay_from", "[source]")
     del own["others"]["init_args"]["sets"]["later"]
     config.write_text(yaml.safe_dump(settings))
     run(monkeypatch, *words, *back)
-    fewer = json.loads((logs / "version_2" / "summary.json").read_text())
+    fewer = json.loads((logs / "version_3" / "summary.json").read_text())
     assert fewer["others"] == {"earlier": told["others"]["earlier"]}
+
+
+def test_every_stage_so_far_is_drawn(tmp_path: Path) -> None:
+    """The third stage of three, whose second has no word of the task to come."""
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from mllm_lit.callbacks.sequence import log_sequence
+
+    def stage(target: str, after: float, **others: float) -> dict[str, Any]:
+        rows = {name: {"after": score} for name, score in others.items()}
+        return {"target": {"name": target, "after": after}, "others": rows}
+
+    told = [stage("a", 80.0, b=10.0, c=0.0), stage("b", 70.0, a=60.0), stage("c", 90.0, a=50.0, b=40.0)]
+    for number, one in enumerate(told[:2]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "summary.json").write_text(json.dumps(one))
+    board, table = TensorBoardLogger(tmp_path, "board", "0"), CSVLogger(tmp_path, "table", "0")
+    trainer: Any = SimpleNamespace(loggers=[board, table], global_step=7)
+    log_sequence(trainer, [tmp_path / "0", tmp_path / "1"], told[2])
+    board.finalize("success")
+    table.finalize("success")
+    events = EventAccumulator(str(tmp_path / "board" / "0")).Reload()
+    assert [one.step for one in events.Images("sequence/scores")] == [7]
+    found = {name: events.Scalars(f"sequence/{name}")[0].value for name in ("MFT", "MFN", "MAA", "BWT")}
+    assert found == pytest.approx({"MFT": 80, "MFN": 60, "MAA": (80 + 65 + 60) / 3, "BWT": -30})
+    assert "sequence/MFN" in (tmp_path / "table" / "0" / "metrics.csv").read_text()
+    (tmp_path / "1" / "summary.json").write_text(json.dumps(stage("b", 70.0)))  # `a` was not scored after `b`
+    alone = TensorBoardLogger(tmp_path, "board", "1")
+    trainer.loggers = [alone]
+    log_sequence(trainer, [tmp_path / "0", tmp_path / "1"], told[2])
+    alone.finalize("success")
+    tags = EventAccumulator(str(tmp_path / "board" / "1")).Reload().Tags()
+    assert (tags["images"], tags["scalars"]) == (["sequence/scores"], [])
 
 
 # ---- what rules remember ---------------------------------------------------------------------------------------------

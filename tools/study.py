@@ -23,6 +23,7 @@ from rich.console import Console
 
 from mllm_lit.errors import in_range, plain_errors
 from mllm_lit.studies import Local, Plan, Slurm, Stopped, Store, Tools, collect, read_results, read_study, write_results
+from mllm_lit.studies.check import check_plan
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.study import Study
 
@@ -53,6 +54,7 @@ def main() -> None:
     plan = plan_of(study, store)
     tools = Tools(ROOT / "tools", options.trust)
     if options.command == "run" and not options.dry_run:
+        check_plan(plan)
         runner = Slurm(plan, store, tools) if options.slurm else Local(plan, store, tools, options.jobs)
         try:
             states = runner.run()

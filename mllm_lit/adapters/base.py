@@ -29,6 +29,8 @@ class Adapter(ABC):
 
     exact_at_attach = True
     """Whether the logits right after :meth:`attach` are promised to be those of the backbone."""
+    adds_computations = False
+    """Whether it is no update of the weights, so that it cannot be merged into them."""
     extra_positions = 0
     """How many positions the adapter puts ahead of the logits (virtual tokens of prompt tuning)."""
 

@@ -31,6 +31,8 @@ class Bottleneck(PeftAdapter):
         **shared: The arguments of :class:`~mllm_lit.adapters.base.Adapter`.
     """
 
+    adds_computations = True
+
     def __init__(
         self,
         size: int = 256,

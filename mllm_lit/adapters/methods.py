@@ -59,6 +59,7 @@ class Prefix(PeftAdapter):
     """
 
     exact_at_attach = False
+    adds_computations = True
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class Prompt(PeftAdapter):
     """
 
     exact_at_attach = False
+    adds_computations = True
 
     def __init__(self, tokens: int = 20, from_vocabulary: bool = True, lr: float = 1e-3, **shared: Any) -> None:
         super().__init__(lr=lr, **shared)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
+from mllm_lit.callbacks.sequence import log_sequence
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.records import SAFE
 from mllm_lit.importance.files import save_buffers
@@ -104,6 +105,7 @@ class SummaryCallback(L.Callback):
         )
         path = summary.write(result, folder)
         self._log(trainer, result)
+        log_sequence(trainer, pl_module.start.earlier, result)
         console = Console()
         console.print(summary.table(result))
         console.print(f"Run directory: {path.parent}", highlight=False, soft_wrap=True)

@@ -5,7 +5,6 @@ from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
 from mllm_lit.metrics.choice import ChoiceAccuracy, parse_choice, parse_choice_relaxed
 from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
 from mllm_lit.metrics.hallucination import (
-    CHAIRScores,
     POPEScores,
     chair_scores,
     mentioned,
@@ -20,7 +19,6 @@ from mllm_lit.metrics.vqa import VQAAccuracy, normalize_vqa, vqa_accuracy
 
 __all__ = [
     "AnswerMetric",
-    "CHAIRScores",
     "CaptionScores",
     "ChoiceAccuracy",
     "ExactMatch",

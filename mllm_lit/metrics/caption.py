@@ -2,16 +2,18 @@
 
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import AnswerMetric
+from mllm_lit.metrics.hallucination import chair_scores, mentioned
 from mllm_lit.metrics.ptb import tokenize_all
 
 DEFAULT = ("bleu", "rouge_l", "cider")
+Record = tuple[str, tuple[str, ...], str]
 
 
 def _bleu() -> Any:
@@ -128,25 +130,38 @@ class CaptionScores(AnswerMetric):
 
     Args:
         scorers: See :func:`caption_scores`. ``cider``, the headline, is always among them.
+        vocabulary: Of objects, see :func:`mllm_lit.metrics.chair_scores`; with it ``chair_i`` and ``chair_s`` are
+            computed, too. What is in a picture is then what its references name and what the row's ``meta`` lists
+            under ``objects``, joined by ``|``.
     """
 
     headline = "cider"
 
-    def __init__(self, scorers: Sequence[str] = DEFAULT) -> None:
+    def __init__(self, scorers: Sequence[str] = DEFAULT, vocabulary: Mapping[str, str] | None = None) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.unavailable = unavailable(scorers)
         for name, reason in self.unavailable.items():
             warnings.warn(f"caption score {name} is unavailable and will not be reported: it {reason}", stacklevel=2)
         self.scorers = tuple(n for n in SCORERS if n == "cider" or (n in scorers and n not in self.unavailable))
 
-    def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[tuple[str, tuple[str, ...]]]:
-        """Caption and references of each row."""
-        return [(text, sample.references) for text, sample in zip(predictions, samples, strict=True)]
+    def records(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[Record]:
+        """Caption, references and listed objects of each row."""
+        pairs = zip(predictions, samples, strict=True)
+        return [(text, sample.references, sample.meta.get("objects", "")) for text, sample in pairs]
 
-    def score(self, records: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, float]:
+    def score(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores over the whole split."""
-        predictions, references = zip(*records, strict=True)
-        return {name: 100 * score for name, score in caption_scores(predictions, references, self.scorers).items()}
+        predictions, references, listed = zip(*records, strict=True)
+        scores = caption_scores(predictions, references, self.scorers)
+        if self.vocabulary is not None:
+            named = (
+                {name for caption in captions for name in mentioned(caption, self.vocabulary)}
+                for captions in references
+            )
+            objects = [names | set(filter(None, line.split("|"))) for names, line in zip(named, listed, strict=True)]
+            scores |= chair_scores(predictions, objects, self.vocabulary)
+        return {name: 100 * score for name, score in scores.items()}
 
     def row_scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
         """``None`` for every row: the scores are of a split, not of a row."""

@@ -58,8 +58,8 @@ def score_of(summary: Summary, score: str, at: str = "end") -> float:
         score: ``target``, ``A_S``, ``A_T``, ``H``, ``O``, a set's name (its headline score), or ``SET.METRIC``, such as
             ``gqa.nll`` or ``scienceqa.accuracy/NAT``.
         at: ``end`` is the evaluation after training. ``least`` is the validation during training at which the target's
-            NLL is least (the first of equal ones), ``least+2`` the second one behind it; scores are then of the
-            validation's samples.
+            NLL is least (the first of equal ones), ``least+2`` the second one behind it, ``epoch 3`` the one after
+            three epochs; scores are then of the validation's samples.
 
     Raises:
         ReportError: The run has no such score or evaluation.
@@ -71,7 +71,7 @@ def score_of(summary: Summary, score: str, at: str = "end") -> float:
 
 
 def validation(summary: Summary, at: str) -> Mapping[str, Any]:
-    """The validation that ``least`` or ``least+K`` names.
+    """The validation that ``least``, ``least+K`` or ``epoch N`` names.
 
     Raises:
         ReportError: There is none.
@@ -79,6 +79,11 @@ def validation(summary: Summary, at: str) -> Mapping[str, Any]:
     during, target = summary.get("during") or [], summary["target"]["name"]
     if not during:
         raise ReportError(f"There is no evaluation {at!r}: the run was not validated while it trained.")
+    if at.startswith("epoch "):
+        there = {round(one["epoch"], 6): one for one in during}
+        if float(at.removeprefix("epoch ")) not in there:
+            raise ReportError(f"There is no evaluation {at!r}; the run was validated at epochs {[*there]}.")
+        return there[float(at.removeprefix("epoch "))]
     place = least(during, target) + int(at.partition("+")[2] or 0)
     if place >= len(during):
         raise ReportError(

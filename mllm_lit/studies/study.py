@@ -75,14 +75,14 @@ class Shown(msgspec.Struct, forbid_unknown_fields=True):
         score: See :func:`mllm_lit.reports.scores.score_of`.
         columns: The axis whose values are columns; with a mean over them where there are several.
         title: Above it.
-        at: The evaluation that is shown: the last one, the one at which the target's validation NLL is least, or so
-            many behind that (``least+2``).
+        at: The evaluation that is shown: the last one, the one at which the target's validation NLL is least, so
+            many behind that (``least+2``), or that of an epoch (``epoch 3``).
     """
 
     score: str
     columns: str
     title: str = ""
-    at: Annotated[str, msgspec.Meta(pattern=r"^(end|least(\+\d+)?)$")] = "end"
+    at: Annotated[str, msgspec.Meta(pattern=r"^(end|least(\+\d+)?|epoch \d+)$")] = "end"
 
 
 class Paper(msgspec.Struct, forbid_unknown_fields=True):

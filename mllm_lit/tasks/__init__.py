@@ -17,7 +17,7 @@ from mllm_lit.tasks.textvqa import TextVQA
 from mllm_lit.tasks.vizwiz import VizWiz
 from mllm_lit.tasks.vqa import OKVQA, VQAv2
 
-EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations")
+EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations", "pope")
 """The tasks that ship a small set in their release's format inside this package."""
 
 __all__ = [

@@ -1,6 +1,6 @@
 """What captioning tasks share: one row per image where they are scored, one per caption where they are trained on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -60,6 +60,8 @@ class CaptionTask(Task):
     prompt_fields = ()
     prompts: Sequence[str] = BRIEF[:1]
     train_splits: Sequence[str] = ("train",)
+    vocabulary: Mapping[str, str] | None = None
+    """Names of objects, where CHAIR is scored."""
     max_new_tokens = 32
 
     def __init__(
@@ -74,8 +76,10 @@ class CaptionTask(Task):
         self.every_caption = every_caption
         self.scorers = tuple(scorers)
 
-    def caption_rows(self, key: str, image: Path, captions: Sequence[str], split: str, origin: str) -> Iterator[Sample]:
-        """The rows of one image.
+    def caption_rows(
+        self, key: str, image: Path, captions: Sequence[str], split: str, origin: str, objects: Iterable[str] = ()
+    ) -> Iterator[Sample]:
+        """The rows of one image, in which are these objects, as far as that is known.
 
         Raises:
             ValueError: The image has no caption, or a blank one.
@@ -94,6 +98,7 @@ class CaptionTask(Task):
                 answer=caption,
                 images=(image,),
                 references=tuple(kept),
+                meta={"objects": "|".join(sorted(objects))} if objects else {},
                 origin=origin,
             )
 
@@ -115,4 +120,4 @@ class CaptionTask(Task):
     def metric(self) -> "AnswerMetric":
         from mllm_lit.metrics.caption import CaptionScores
 
-        return CaptionScores(self.scorers)
+        return CaptionScores(self.scorers, self.vocabulary)

@@ -13,7 +13,7 @@ ARCHIVES = Path(__file__).parent / "embedded"
 """``{set}.zip``, ``{set}_LICENSES.md`` and the checksums."""
 CHECKSUMS = "SHA256SUMS"
 """A line per archive, as ``sha256sum`` writes it."""
-NEEDED = {"conversations": ("vqav2",)}
+NEEDED = {"conversations": ("vqav2",), "pope": ("coco_captions",)}
 """Sets whose pictures are another set's, found beside them."""
 REMEDY = "Install mllm_lit again, or restore the file from its repository."
 

@@ -31,7 +31,7 @@ class POPE(Task):
     published_at = "https://github.com/RUCAIBox/POPE (images: https://cocodataset.org, val2014)"
     expected_tree = """
     ROOT/coco_pope_{random,popular,adversarial}.json   (or below ROOT/output/coco)
-    ROOT/val2014/{file name}   (or below ROOT/images)"""
+    ROOT/val2014/{file name}   (or below ROOT/images, or ROOT/../coco_captions)"""
     has_train_split = False
     split_names = {"train": "train", "val": "adversarial", "test": "adversarial"}
 
@@ -39,7 +39,7 @@ class POPE(Task):
         self.check_split(split, ("random", "popular", "adversarial"))
         name = f"coco_pope_{split}.json"
         path = self.locate(root, name, f"output/coco/{name}", f"coco/{name}")
-        images = self.locate(root, "val2014", "images/val2014")
+        images = self.locate(root, "val2014", "images/val2014", "../coco_captions/val2014")
         return collect(path, read_json_lines(path, Line), partial(self._row, path, images))
 
     def _row(self, path: Path, images: Path, row: str, entry: Line) -> Iterable[Sample]:

@@ -40,6 +40,7 @@ def test_what_was_trained_is_gone_on_with_or_merged(case: str, family: str, tmp_
 
     third = backbone(build(family))
     names, modules = [name for name, _ in third.model.named_parameters()], len(list(third.model.modules()))
+    assert fresh.adds_computations == (case in ADDS)
     if case in ADDS:
         with pytest.raises(AdapterError, match="so it cannot be merged"):
             merge_into(third, tmp_path)

@@ -41,10 +41,7 @@ def losses(folder: Path, root: Path, adapter: Adapter, rule: Rule | None, **opti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("adapter", "rule", "checkpointing"),
-    [(lora, None, None), (lora, None, "llm"), (full, None, "llm"), (full, Spider, None)],
-)
+@pytest.mark.parametrize(("adapter", "rule", "checkpointing"), [(lora, None, "llm"), (full, Spider, None)])
 def test_the_losses_are_those_of_plain_blocks(
     adapter: Any, rule: Any, checkpointing: Any, tiny_folder: Path, tmp_path: Path
 ) -> None:

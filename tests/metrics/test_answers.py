@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics import (
-    CHAIRScores,
     ChoiceAccuracy,
     ExactMatch,
     POPEScores,
@@ -128,17 +127,6 @@ def test_chair_counts_mentions_and_captions() -> None:
     assert scores == pytest.approx({"chair_i": 2 / 4, "chair_s": 1 / 3})
     with pytest.raises(ValueError, match="no name of the vocabulary stands for"):
         chair_scores(["a"], [{"bird"}], words)
-
-
-def test_chair_over_a_split() -> None:
-    words = {"dog": "dog", "cat": "cat"}
-    samples = [Sample.single_turn(str(i), "?", "x") for i in range(2)]
-    metric = CHAIRScores({"0": ["dog"], "1": []}, words)
-    metric.update(["a dog and a cat", "a field"], samples)
-    assert metric.compute() == pytest.approx({"chair_i": 50, "chair_s": 50})
-    assert metric.row_scores(["a dog and a cat", "a field"], samples) == [0.0, 1.0]
-    with pytest.raises(ValueError, match=r"no objects are given for the rows \['2'\]"):
-        metric.update(["a dog"], [Sample.single_turn("2", "?", "x")])
 
 
 def test_tradeoff_and_forgetting() -> None:

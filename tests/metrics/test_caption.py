@@ -117,3 +117,15 @@ def test_bad_arguments_are_named() -> None:
         caption_scores(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match=r"positions \[1\] have no reference"):
         caption_scores(["a", "b"], [["a"], []])
+
+
+def test_chair_beside_the_other_scores_over_a_split() -> None:
+    """Of three objects named one is annotated, one only in a reference, one nowhere."""
+    words = {"dog": "dog", "puppy": "dog", "cat": "cat", "bird": "bird"}
+    one = Sample.single_turn("1", "?", "x", references=("A puppy.", "A field."), meta={"objects": "cat"})
+    two = Sample.single_turn("2", "?", "x", references=("Grass.",))
+    metric = CaptionScores(("cider",), words)
+    metric.update(["a dog and a cat and a bird", "a field"], [one, two])
+    scores = metric.compute()
+    assert {name: scores[name] for name in ("chair_i", "chair_s")} == pytest.approx({"chair_i": 100 / 3, "chair_s": 50})
+    assert set(scores) == {"cider", "chair_i", "chair_s"}

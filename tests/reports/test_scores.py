@@ -44,6 +44,8 @@ SUMMARY = summary_of(60.0, {"source": 30.0}, during=DURING)
         ("source", "least+1", 60.0),
         ("toy.nll", "least+2", 0.8),
         ("O", "least", 50.0),
+        ("target", "epoch 1", 30.0),
+        ("source", "epoch 2", 50.0),
         ("H", "least", tradeoff(30.0, [70.0])["H"]),
     ],
 )
@@ -56,6 +58,8 @@ def test_what_is_not_there_is_named() -> None:
         score_of(SUMMARY, "vqa")
     with pytest.raises(ReportError, match=r"'least\+3'.*least at validation 2 of 4"):
         score_of(SUMMARY, "target", "least+3")
+    with pytest.raises(ReportError, match=r"'epoch 3'; the run was validated at epochs \[0.5, 1.0, 1.5, 2.0\]"):
+        score_of(SUMMARY, "target", "epoch 3")
     with pytest.raises(ReportError, match="was not validated"):
         score_of(summary_of(60.0, {}), "target", "least")
     with pytest.raises(ReportError, match="no score 'A_S'"):

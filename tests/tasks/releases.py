@@ -153,6 +153,9 @@ def coco_captions(root: Path) -> None:
         write(root / f"annotations/captions_{split}.json", {"info": {}, "images": images, "annotations": annotations})
         for image in images:
             picture(root / split / str(image["file_name"]))
+        objects = [{"image_id": 42, "category_id": 18}, {"image_id": 42, "category_id": 18}]
+        kinds = [{"supercategory": "animal", "id": 18, "name": "dog"}]
+        write(root / f"annotations/instances_{split}.json", {"annotations": objects, "categories": kinds})
     karpathy = _karpathy("coco", {"filepath": "val2014", "filename": "COCO_val2014_000000000042.jpg"})
     for cocoid, image in enumerate(karpathy["images"], start=41):
         image["cocoid"] = cocoid

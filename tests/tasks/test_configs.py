@@ -73,7 +73,10 @@ def test_every_task_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.stem)
-def test_sources_are_swapped_by_one_word(file: Path) -> None:
+def test_sources_are_swapped_by_one_word(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "coco").mkdir(parents=True)
+    (tmp_path / "data" / "coco" / "synonyms.txt").write_text("dog, puppy\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     data = parse(CONFIGS / "tasks/scienceqa.yaml", "--data.sources", str(file))
     assert len(data.sources) >= 3
     for source in data.sources.values():

@@ -277,6 +277,27 @@ def test_bad_row_is_named(
         task.rows(tmp_path, split)
 
 
+def test_objects_of_a_picture_for_chair(tmp_path: Path) -> None:
+    RELEASES["coco_captions"](tmp_path)
+    words = tmp_path / "synonyms.txt"
+    words.write_text("dog, puppy\nsquare, box\n")
+    rows = COCOCaptions(synonyms=str(words)).rows(tmp_path, "val2014")
+    assert {row.id: dict(row.meta) for row in rows} == {"42": {"objects": "dog"}, "7": {}}
+    words.write_text("square, box\n")
+    with pytest.raises(DatasetError, match=r"instances_val2014\.json:categories\[0\]: category 'dog' is no name"):
+        COCOCaptions(synonyms=str(words)).rows(tmp_path, "val2014")
+    (tmp_path / "annotations" / "instances_val2014.json").unlink()
+    with pytest.raises(DatasetError, match=r"instances_val2014\.json"):
+        COCOCaptions(synonyms=str(words)).rows(tmp_path, "val2014")
+    words.write_text("dog, puppy\ncat, puppy\n")
+    with pytest.raises(ValueError, match=r"synonyms\.txt:2: 'puppy' stands for 'dog' already, now for 'cat'"):
+        COCOCaptions(synonyms=str(words))
+    with pytest.raises(ValueError, match=r"no file of synonyms 'nowhere\.txt'.*LisaAnne"):
+        COCOCaptions(synonyms="nowhere.txt")
+    with pytest.raises(ValueError, match="set splits: official"):
+        COCOCaptions("karpathy", synonyms="embedded")
+
+
 def test_all_bad_rows_are_reported_together(tmp_path: Path) -> None:
     RELEASES["scienceqa"](tmp_path)
     _edit(tmp_path / "problems.json", lambda c: [c[pid].update(answer=9) for pid in ("1", "2")] and c)

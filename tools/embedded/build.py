@@ -14,6 +14,7 @@ from embedded.evaluate import score_suite
 from embedded.formats import Packs
 from embedded.iconqa import write_iconqa
 from embedded.licences import write_licences
+from embedded.objects import write_objects, write_pope
 from embedded.packages import fetch
 from embedded.pictures import Renderings
 from embedded.pretrain import corpus, pretrain, prompts_of, words_of
@@ -62,8 +63,10 @@ def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:
 
 
 def write_data(data: Path, work: Path, renderings: Renderings, seed: int) -> None:
-    """The six sets."""
+    """The seven sets."""
     write_coco(data / "coco_captions", renderings, seed)
+    write_objects(data / "coco_captions")
+    write_pope(data / "pope", data / "coco_captions", seed)
     write_vqa(data / "vqav2", work, seed)
     write_conversations(data / "conversations", data / "vqav2")
     write_gqa(data / "gqa", renderings, seed)
