@@ -67,4 +67,4 @@ def test_the_tool_prints_the_commands_of_a_sequence(
     assert len(commands) == len(set(commands)) == 6 * 3 - 2  # LoRA merged and replay begin as LoRA kept and full do
     assert sum("--model.start_from" in line for line in commands) == 6 * 2
     assert all("mllm_lit.tasks.IconQA" in line.split("--data.others")[1] for line in commands)
-    assert lines[-1] == "16 missing"
+    assert lines[-1] == "16 to do"
