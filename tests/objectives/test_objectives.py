@@ -1,6 +1,7 @@
 """Every objective equals its formula, written out in loops, and has the NLL as its limit."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,26 @@ def test_what_means_nothing_is_refused() -> None:
 def test_values_out_of_range_are_refused(wrong: Any) -> None:
     with pytest.raises(SettingError, match=r"objective\.\w+ is"):
         wrong()
+
+
+@pytest.mark.parametrize("page", ["objectives", "write_an_objective"])
+def test_the_pages_run(page: str) -> None:
+    text = (REPOSITORY / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, f"docs/{page}.md", "exec"), names)
+    if page == "objectives":
+        assert names["logits"].grad.abs().sum() > 0
+        return
+    first, now, targets, before = drawn()
+    nll = token_nll(now, targets)
+    found = names["Gain"](1.0).losses(now, targets, nll, before)
+    p, q = (x.detach().softmax(1).gather(1, targets[:, None])[:, 0] for x in (first, now))
+    torch.testing.assert_close(found, nll * (p / q).clamp(max=1.0))
+
+
+def test_the_page_has_a_row_for_every_file() -> None:
+    text = (REPOSITORY / "docs" / "objectives.md").read_text(encoding="utf-8")
+    for path in CONFIGS:
+        assert f"| `{path.stem}` |" in text
