@@ -1,7 +1,7 @@
 """What a multimodal LLM says of a batch: how likely the true answers are, and the answers it gives itself."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,14 @@ def answer_nll(net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     Raises:
         SettingError: The vision encoder's features do not fit the image tokens of the text.
     """
-    nll, labelled = _labelled_nll(net, batch), batch.labelled
-    return nll.new_zeros(len(labelled.counts)).index_add(0, labelled.rows, nll), labelled.counts
+    nll = labelled_outputs(net, batch, lambda logits, ids: token_nll(logits, ids)[:, None]).flatten()
+    return by_row(batch, nll), batch.labelled.counts
+
+
+def by_row(batch: Batch, values: Tensor) -> Tensor:
+    """Sums over each row's answer tokens, (B,), of a value for each token, (N,)."""
+    labelled = batch.labelled
+    return values.new_zeros(len(labelled.counts)).index_add(0, labelled.rows, values)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -67,28 +73,45 @@ HELD_LOGITS = 2**25
 backward pass."""
 
 
-def _labelled_nll(net: nn.Module, batch: Batch) -> Tensor:
-    """NLL of each labelled token, (N,)."""
-    model, labelled = bare_model(net), batch.labelled
-    vocabulary = model.config.get_text_config().vocab_size
-    at_once = max(1, HELD_LOGITS // vocabulary)
-    if len(labelled.ids) > at_once:
-        given, nll = _head_replaced(net, batch, lambda head, hidden: _nll_in_parts(head, hidden, labelled.ids, at_once))
-        if given is nll:
-            return nll.flatten()
+def labelled_outputs(
+    net: nn.Module, batch: Batch, measure: Callable[..., Tensor], columns: Sequence[Tensor] = ()
+) -> Tensor:
+    """What is asked of the logits of each labelled token, (N, C); not all of them are held at once.
+
+    Args:
+        net: As for :func:`answer_nll`.
+        batch: Likewise.
+        measure: From logits (n, V), the tokens' ids (n,) and the columns of the same tokens to (n, C).
+        columns: (N, ...) each, in the order of :attr:`Batch.labelled`.
+
+    Raises:
+        SettingError: See :func:`answer_nll`.
+    """
+    model, given = bare_model(net), (batch.labelled.ids, *columns)
+    at_once = max(1, HELD_LOGITS // model.config.get_text_config().vocab_size)
+    if len(given[0]) > at_once:
+        held, found = _head_replaced(net, batch, lambda head, hidden: _in_parts(head, hidden, measure, given, at_once))
+        if held is found:
+            return found[0]
         # The model does something to its logits (a cap, a scale), so it has to be given all of them.
     logits, _ = _head_replaced(net, batch, lambda head, hidden: head(hidden))
-    return token_nll(logits[0], labelled.ids)
+    return measure(logits[0], *given)
 
 
-def _nll_in_parts(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor, at_once: int) -> Tensor:
-    """NLL of tokens from the hidden states that predict them, (1, N, d) -> (1, N, 1), without all logits at once."""
+def _in_parts(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    measure: Callable[..., Tensor],
+    columns: Sequence[Tensor],
+    at_once: int,
+) -> Tensor:
+    """What is asked of the logits, from the hidden states that predict the tokens, (1, N, d) -> (1, N, C)."""
 
-    def nll(states: Tensor, targets: Tensor) -> Tensor:
-        return token_nll(head(states), targets)
+    def part(states: Tensor, *own: Tensor) -> Tensor:
+        return measure(head(states), *own)
 
-    parts = zip(torch.split(hidden[0], at_once), torch.split(ids, at_once), strict=True)
-    return torch.cat([checkpoint(nll, *part, use_reentrant=False) for part in parts])[None, :, None]
+    parts = zip(*(torch.split(one, at_once) for one in (hidden[0], *columns)), strict=True)
+    return torch.cat([checkpoint(part, *one, use_reentrant=False) for one in parts])[None]
 
 
 def _head_replaced(

@@ -24,6 +24,10 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
+from mllm_lit.objectives.base import Objective
+from mllm_lit.objectives.callback import ObjectiveCallback
+from mllm_lit.objectives.losses import answer_losses
+from mllm_lit.objectives.store import Store
 from mllm_lit.packed_rows import attention, takes_block_masks
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import Stream, stream_seed
@@ -41,6 +45,7 @@ class MLLMModule(L.LightningModule):
     Args:
         backbone: The pre-trained model.
         adapter: What of it is trained, and at which learning rates.
+        objective: What a step minimises; ``None`` is the NLL of the answers.
         importance: How updates may land on what is trained; ``None`` lets them land as they are.
         vision_cache: Where a frozen vision encoder's features are kept; ``auto`` keeps them in memory where training
             looks at pictures again and they fit, ``None`` computes them each time.
@@ -70,12 +75,16 @@ class MLLMModule(L.LightningModule):
         max_new_tokens: int | None = None,
         vision_cache: VisionCache | Literal["auto"] | None = "auto",
         importance_log_every: int = 50,
+        objective: Objective | None = None,
         start_from: RunPath | str | None = None,
         start: How = "keep",
     ) -> None:
         super().__init__()
         self.vision_cache: VisionCache | Literal["auto"] | None = vision_cache
         self.backbone, self.adapter, self.importance = backbone, adapter, importance
+        self.objective = objective
+        self.before_training: Store | None = None
+        """What the model says before training, where the objective asks for it."""
         self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
         self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)
@@ -144,6 +153,8 @@ class MLLMModule(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """Put the callbacks that the arguments ask for ahead of the trainer's, which may score what they do."""
         own: list[L.Callback] = [BackboneCallback()]
+        if self.objective is not None:
+            own.append(ObjectiveCallback())
         if self.importance is not None:
             own.append(ImportanceCallback(self.importance_log_every))
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
@@ -221,18 +232,23 @@ class MLLMModule(L.LightningModule):
         torch.manual_seed(stream_seed(Stream.DROPOUT, self.trainer.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the answers' NLL; its scale is set when the step's tokens are known."""
+        """The sum of the answers' losses; its scale is set when the step's tokens are known."""
         assert self.net is not None
-        nll, counts = answer_nll(self.net, batch)
-        total = nll.sum()
+        if self.objective is None:
+            losses, counts = answer_nll(self.net, batch)
+            beside = list[Tensor]()
+        else:
+            losses, counts, *beside = answer_losses(self.net, batch, self.objective, self.before_training)
+        total = losses.sum()
         if torch.is_grad_enabled() and not total.requires_grad:
             # Nothing that trains has seen the batch: the connector alone trains, and no row has a picture.
             # DDP waits for a gradient of some parameter on every rank.
             alone = self.trainer.world_size == 1
             idle = torch.zeros_like(total, requires_grad=True) if alone else sum(p.sum() for _, p in self.trainable())
             total = total + 0.0 * idle
-        sums = [total.detach().double(), counts.sum().double(), *replay_sums(nll, counts, batch.samples)]
+        sums = [total.detach().double(), counts.sum().double(), *replay_sums(losses, counts, batch.samples)]
         sums.append(torch.full_like(sums[0], len(batch.pictures)))
+        sums += [value.sum().double() for value in beside]
         self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
         self.tokens += batch.tokens
         self.positions += batch.labels.numel()
@@ -253,12 +269,12 @@ class MLLMModule(L.LightningModule):
         total = sums.sum(0)
         if self.trainer.world_size > 1:
             total = cast("Tensor", self.all_gather(total)).view(-1, len(total)).sum(0)
-        nll, tokens, replay_nll, replay_tokens, pictures = total.tolist()
+        loss, tokens, replay_loss, replay_tokens, pictures, *beside = total.tolist()
         if not torch.isfinite(total[0]):
             bad = [ids for (_, ids), row in zip(window, sums.tolist(), strict=True) if row[0] - row[0] != 0]
             named = ", ".join(bad[0]) if bad else "(on another rank)"
             raise NonFiniteLoss(
-                f"The loss became {nll} in optimizer step {self.trainer.global_step + 1}, samples {named}. No weight "
+                f"The loss became {loss} in optimizer step {self.trainer.global_step + 1}, samples {named}. No weight "
                 "was changed by it and the last checkpoint is good. Lower the learning rate, clip gradients "
                 "(trainer.gradient_clip_val), or train in bf16-mixed instead of fp16."
             )
@@ -269,15 +285,21 @@ class MLLMModule(L.LightningModule):
                     parameter.grad = None
         grads = [p.grad for p in self.parameters() if p.grad is not None]
         if grads and not self._hidden:
-            torch._foreach_mul_(grads, self.trainer.world_size / tokens)
+            torch._foreach_mul_(grads, self.trainer.world_size / (tokens or 1.0))
         if self.importance is not None:
             self.importance.before_step()  # here, since callbacks are asked before the gradients have their scale
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
-        self.log("train/loss", nll / tokens, prog_bar=True)
+        self.log("train/loss", loss / (tokens or 1.0), prog_bar=True)
+        if beside:
+            nll, target_tokens, divergence, apart = beside
+            if target_tokens:
+                self.log("train/nll", nll / target_tokens)
+            if apart:
+                self.log("train/kl_to_before", divergence / apart)
         self._replays = self._replays or replay_tokens > 0
         if self._replays:
-            parts = {"target": (nll - replay_nll, tokens - replay_tokens), "replay": (replay_nll, replay_tokens)}
+            parts = {"target": (loss - replay_loss, tokens - replay_tokens), "replay": (replay_loss, replay_tokens)}
             for name, (part, count) in parts.items():
                 if count:
                     self.log(f"train/loss_{name}", part / count)

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.adapters.base import Adapter
-from mllm_lit.adapters.targets import Blocks, chosen_blocks
+from mllm_lit.adapters.targets import Blocks, Where, block_linears, chosen_blocks
 from mllm_lit.backbones.layout import Layout
 from mllm_lit.backbones.quantize import refuse_if_quantized
 from mllm_lit.errors import AdapterError, in_range
@@ -19,6 +19,9 @@ class Full(Adapter):
     Args:
         blocks: Decoder blocks to train: the last so many, a list of indices, ``all`` for the whole LLM with its
             embeddings, final norm and head, ``0`` for none.
+        where: Of the blocks, train the linear layers of the attention, of the MLP, its gate and up projections
+            (``gate_up``), or ``both``, and neither norms nor what is outside of blocks (arXiv 2510.08564); ``None``
+            for all of the above.
         vision_from: Train the vision encoder's blocks from this index on; ``0`` for all of it.
         only: Of the above, train the norms or the biases only (BitFit, arXiv 2106.10199).
         lr: Learning rate of the LLM.
@@ -28,6 +31,7 @@ class Full(Adapter):
     def __init__(
         self,
         blocks: Blocks = "all",
+        where: Where | None = None,
         vision_from: int | None = None,
         only: Literal["norms", "biases"] | None = None,
         lr: float = 2e-5,
@@ -37,6 +41,7 @@ class Full(Adapter):
         if self.connector == "lora":
             raise AdapterError("connector: lora needs the lora adapter; full tuning takes frozen or tuned.")
         self.blocks: Blocks = blocks
+        self.where: Where | None = where
         self.vision_from = in_range("adapter.vision_from", vision_from, 0)
         self.only = only
 
@@ -44,10 +49,13 @@ class Full(Adapter):
         """See :meth:`Adapter.names_to_open`."""
         refuse_if_quantized(model, "Full tuning")
         wanted = set(chosen_blocks(layout, model, self.blocks))
+        linears = None if self.where is None else block_linears(model, layout, self.where, self.blocks)
         names = []
         for name, _ in model.named_parameters():
             role = layout.role_of(name)
             in_llm = role == "llm" and (self.blocks == "all" or layout.block_of(name) in wanted)
+            if linears is not None:
+                in_llm = name.rpartition(".")[0] in linears
             if in_llm or (role == "vision" and self._in_vision(name)):
                 names.append(name)
         kept = [name for name in names if self._kept(model, name)]

@@ -10,7 +10,9 @@ from mllm_lit.errors import AdapterError
 if TYPE_CHECKING:
     from torch import nn
 
-Where = Literal["attention", "mlp", "both"]
+Where = Literal["attention", "mlp", "gate_up", "both"]
+"""Linear layers of a decoder block: those of the attention, those of the MLP, of the latter those that read the
+residual stream (gate and up, not down), or all."""
 Blocks = int | list[int] | Literal["all"]
 
 # The child of a decoder block that mixes positions; every other linear in a block belongs to its MLP.
@@ -53,7 +55,8 @@ def block_linears(model: "nn.Module", layout: Layout, where: Where, blocks: Bloc
             continue
         path = name.removeprefix(f"{layout.blocks}.{index}.").split(".")
         place = "attention" if path[0] in ATTENTION else "mlp"
-        if path[-1] not in ROUTERS and where in (place, "both"):
+        part = "gate_up" if place == "mlp" and path[-1] not in OUTPUTS else place
+        if path[-1] not in ROUTERS and where in (place, part, "both"):
             found[name] = module
     if not found:
         raise AdapterError(f"No linear layer found at where: {where} in blocks {sorted(wanted)} of {layout.blocks}.")

@@ -96,8 +96,11 @@ class Batch:
     _found: tuple[Labelled, Tensor, int] | None = field(default=None, init=False, repr=False)
     """The labelled tokens, of which labels, and how often those had been written to."""
 
+    row_order: tuple[int, ...] = field(default=(), init=False)
+    """Numbers of the rows in the order in which their answer tokens stand in :attr:`labelled`."""
+
     def __post_init__(self) -> None:
-        _ = self.labelled  # here, on the host
+        self.row_order = tuple(torch.unique_consecutive(self.labelled.rows).tolist())  # here, on the host
 
     @property
     def labelled(self) -> Labelled:

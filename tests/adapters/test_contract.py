@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from mllm_lit.adapters import IA3, Adapter, AdapterError, Bottleneck, Full, LoRA, Peft, Prefix, Prompt
 from mllm_lit.backbones import LoadedBackbone
 from mllm_lit.backbones.load import checkpoint_activations
-from tests.processors.beds import Bed, build, picture
+from tests.processors.beds import BEDS, Bed, build, picture
 from tests.processors.beds import loaded as loaded_bed
 
 CASES: dict[str, Callable[[], Adapter]] = {
@@ -36,6 +37,8 @@ CASES: dict[str, Callable[[], Adapter]] = {
     "full": lambda: Full(),
     "full last block": lambda: Full(blocks=1),
     "full vision": lambda: Full(blocks=[0], vision_from=1, connector="frozen"),
+    "full attention": lambda: Full(where="attention", connector="frozen"),
+    "full gate and up": lambda: Full(where="gate_up", blocks=1),
     "full norms": lambda: Full(only="norms", connector="frozen"),
     "connector": lambda: Full(blocks=0),
 }
@@ -275,3 +278,31 @@ def test_training_mode_spares_a_frozen_vision_encoder() -> None:
     assert not loaded.model.get_submodule("model.vision_tower").training
     assert loaded.model.get_submodule("model.language_model").training
     assert loaded.model.get_submodule("model.multi_modal_projector").training
+
+
+WHERE: tuple[Any, ...] = ("attention", "mlp", "gate_up", "both")
+ATTENDING = {"q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj"}
+READING = {"gate_proj", "up_proj", "gate_up_proj", "fc1"}
+DOWN = {"down_proj", "fc2"}
+
+
+@pytest.mark.parametrize("family", sorted(BEDS))
+def test_full_tuning_of_some_linear_layers_on_every_layout(family: str) -> None:
+    """Against the names that peft's users give: q, k, v, o and gate, up, down, or what a family has in their place."""
+    loaded = backbone(build(family))
+    named = dict(loaded.model.named_parameters())
+    inside = {name for name in named if loaded.layout.block_of(name) is not None}
+    opened = {where: set(Full(where=where, connector="frozen").opens(loaded.model, loaded.layout)) for where in WHERE}
+    assert all(opened.values())
+    assert not opened["attention"] & opened["mlp"]
+    assert opened["attention"] | opened["mlp"] == opened["both"] <= inside
+    down = opened["mlp"] - opened["gate_up"]
+    assert opened["gate_up"] < opened["mlp"]
+    for name in opened["both"]:
+        module = name.split(".")[-2]
+        assert "norm" not in module
+        expected = DOWN if name in down else ATTENDING if name in opened["attention"] else READING
+        assert module in expected, name
+    last = set(Full(where="mlp", blocks=1, connector="frozen").opens(loaded.model, loaded.layout))
+    numbers = {name: loaded.layout.block_of(name) for name in inside}
+    assert last == {name for name in opened["mlp"] if numbers[name] == max(map(int, map(str, numbers.values())))}

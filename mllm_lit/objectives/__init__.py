@@ -1,0 +1,19 @@
+"""Objectives: what a training step minimises."""
+
+from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
+from mllm_lit.objectives.to_before import ASFT, FLOW, STM, KLToBase
+from mllm_lit.objectives.weighted import DFT, EAFT, NLL
+
+__all__ = [
+    "ASFT",
+    "DFT",
+    "EAFT",
+    "FLOW",
+    "NLL",
+    "STM",
+    "BeforeTraining",
+    "KLToBase",
+    "Objective",
+    "ObjectiveError",
+    "kl_to_before",
+]

@@ -1,0 +1,116 @@
+"""What a training step minimises: a loss for every answer token, in plain torch."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from mllm_lit.errors import UserError
+
+
+@dataclass
+class BeforeTraining:
+    """What the model before training says of N answer tokens.
+
+    Attributes:
+        log_p: (N,); log-probability of the token, in nats.
+        sample_nll: (N,); mean NLL of all answer tokens of the token's sample.
+        top_ids: (N, K); the most probable tokens at the objective's temperature.
+        top_log_p: (N, K); their log-probabilities at that temperature.
+    """
+
+    log_p: Tensor
+    sample_nll: Tensor
+    top_ids: Tensor
+    top_log_p: Tensor
+
+    def to(self, device: torch.device) -> "BeforeTraining":
+        """Copy to a device."""
+        return BeforeTraining(*(getattr(self, one.name).to(device) for one in fields(self)))
+
+    def split(self, size: int) -> "list[BeforeTraining]":
+        """Parts of so many tokens."""
+        parts = (getattr(self, one.name).split(size) for one in fields(self))
+        return [BeforeTraining(*part) for part in zip(*parts, strict=True)]
+
+
+class Objective(ABC):
+    """The loss of each answer token; a step minimises their sum over all of them, divided by how many count.
+
+    The division comes when the optimizer step's tokens are known, over accumulation and ranks; so an objective never
+    takes a mean. Evaluation, and what importance rules look at before training, stay with the NLL.
+    """
+
+    needs_before: bool = False
+    """Whether it asks what the model before training says of the tokens; that is computed once, before the first
+    step."""
+    temperature: float = 1.0
+    """At which the most probable tokens before training are kept."""
+    top_k: int = 64
+    """How many of them are kept of each token."""
+
+    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+        """Look at what the model before training says of all samples that are trained on, before the first step.
+
+        Args:
+            log_p: (N,), of all their answer tokens.
+            sample_nll: (S,), mean NLL of each sample's.
+
+        Returns:
+            What the user should know about this objective on these samples, a line each.
+
+        Raises:
+            ObjectiveError: It cannot mean anything on them.
+        """
+        return []
+
+    @abstractmethod
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        """Loss of each token.
+
+        Args:
+            logits: (N, V), of the model in training.
+            targets: (N,), the answers' tokens.
+            nll: (N,), −log p of them, fp32, with a gradient.
+            before: Of the same tokens, where :attr:`needs_before`.
+
+        Returns:
+            (N,), fp32.
+        """
+
+    def counted(self, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        """Which tokens count in the mean, (N,), 1 or 0; a token that does not count has to have a loss of 0."""
+        return torch.ones_like(nll.detach())
+
+
+class ObjectiveError(UserError, ValueError):
+    """An objective cannot be used here; the message says why and what to take instead."""
+
+
+def kl_to_before(logits: Tensor, before: BeforeTraining, temperature: float = 1.0) -> Tensor:
+    """KL(p0 ‖ pθ) of each token in nats, (N,), over the K kept tokens of p0 and all others as one.
+
+    Never above the divergence over the whole vocabulary, and equal to it if K is its size.
+
+    Args:
+        logits: (N, V), of the model in training.
+        before: Whose ``top_log_p`` are of ``logits / temperature``.
+        temperature: Of both.
+    """
+    scaled = logits.float() / temperature
+    total = scaled.logsumexp(1)
+    mine = scaled.gather(1, before.top_ids) - total[:, None]
+    there = before.top_log_p.exp()
+    divergence = (there * (before.top_log_p - mine)).sum(1)
+    if before.top_ids.shape[1] >= logits.shape[1]:
+        return divergence
+    rest = (1 - there.sum(1)).clamp(min=0)
+    others = scaled.scatter(1, before.top_ids, -torch.inf).logsumexp(1) - total
+    return divergence + torch.where(rest > 0, rest * (rest.clamp(min=1e-30).log() - others), 0.0)
+
+
+def entropy_of_top(logits: Tensor, k: int) -> Tensor:
+    """Entropy in nats of the distribution over the k most probable tokens alone, (N,)."""
+    log_p = nn.functional.log_softmax(logits.float().topk(min(k, logits.shape[1]), dim=1).values, dim=1)
+    return -(log_p.exp() * log_p).sum(1)

@@ -1,0 +1,139 @@
+"""Has the model before training say what an objective asks for, ahead of the first step."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mllm_lit.answers import labelled_outputs
+from mllm_lit.importance.probing import evaluating
+from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
+from mllm_lit.objectives.store import FEW, PROBED, Store, key_of, look, name_of, probe
+from mllm_lit.run_directory import run_directory
+
+
+class ObjectiveCallback(L.Callback):
+    """Glue for ``model.objective``.
+
+    What the model says before training is kept in the folder of kept scores (``--keep_before``), else in the run
+    directory. A run that is resumed reads it there: its weights are no longer those before training.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Compute it, or read what is kept, and let the objective look at it.
+
+        Raises:
+            ObjectiveError: It cannot be had any more, or the objective means nothing on these samples.
+        """
+        objective: Objective | None = pl_module.objective
+        if objective is None or not objective.needs_before:
+            return
+        samples = trainer.datamodule.train_rows  # type: ignore[attr-defined]
+        name = name_of(samples, objective, pl_module.loaded.identity, pl_module.start_identity, str(trainer.precision))
+        places = [folder / name for folder in folders(trainer)]
+        found = next((place for place in places if place.is_file()), None)
+        found = trainer.strategy.broadcast(found)
+        if found is None:
+            if trainer.global_step or pl_module.moved:
+                raise ObjectiveError(
+                    f"{type(objective).__name__} needs what the model said before training, which is kept in {name}; "
+                    f"it was not found in {', '.join(str(place.parent) for place in places) or 'any folder'}, and "
+                    "cannot be computed once the weights have moved. Put the file there, or start the run anew."
+                )
+            store = compute(trainer, pl_module, objective, samples)
+            if places and trainer.is_global_zero:
+                store.write(places[0])
+        else:
+            store = Store.read(found, samples)
+            rank_zero_info(f"What the model says before training: kept in {found}")
+        pl_module.before_training = store
+        said = [*told(store), *objective.prepare(store.log_p, store.sample_nll)]
+        for line in said:
+            rank_zero_info(line)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Log how far the model has moved on a few tokens, by the kept ones and by the whole distribution."""
+        store, objective = pl_module.before_training, pl_module.objective
+        if store is None or not len(store.probed):
+            return
+        few = trainer.datamodule.train_rows[:FEW]  # type: ignore[attr-defined]
+        batch = pl_module.collate(few).to(pl_module.device)
+        before = store.of(batch)
+
+        def both(logits: Tensor, ids: Tensor, *columns: Tensor) -> Tensor:
+            kept = kl_to_before(logits, BeforeTraining(*columns), objective.temperature)
+            return torch.cat([kept[:, None], logits.float()], dim=1)
+
+        with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
+            found = labelled_outputs(pl_module.net, batch, both, columns_of(before))[:PROBED].float().cpu()
+        there = (store.probed / objective.temperature).log_softmax(1)
+        mine = (found[:, 1:] / objective.temperature).log_softmax(1)
+        whole = (there.exp() * (there - mine)).sum(1)
+        numbers = {"objective/kl_kept": float(found[:, 0].mean()), "objective/kl_whole": float(whole.mean())}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=trainer.global_step)
+        rank_zero_info(
+            f"KL to the model before training over {len(whole)} answer tokens: {numbers['objective/kl_whole']:.4f}, by "
+            f"the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
+        )
+
+
+def columns_of(before: BeforeTraining) -> tuple[Tensor, ...]:
+    """What :func:`labelled_outputs` hands on part by part."""
+    return before.log_p, before.sample_nll, before.top_ids, before.top_log_p
+
+
+def folders(trainer: L.Trainer) -> list[Path]:
+    """Where it may be kept, the place of this run first; that of the run that is resumed last."""
+    kept = [one.kept.folder for one in trainer.callbacks if getattr(one, "kept", None) is not None]  # type: ignore[attr-defined]
+    run = run_directory(trainer)
+    own = [] if run is None or getattr(trainer, "fast_dev_run", False) else [run]
+    resumed = [Path(trainer.ckpt_path).absolute().parents[1]] if trainer.ckpt_path else []
+    return [*kept, *own, *resumed]
+
+
+def compute(trainer: L.Trainer, module: Any, objective: Objective, samples: list[Any]) -> Store:
+    """The pass over the training rows; ranks share them out."""
+    world, rank, total = trainer.world_size, trainer.global_rank, len(samples)
+    each = -(-total // world)
+    numbers = [(rank * each + i) % total for i in range(each)]  # as many on every rank, as sharded weights want it
+    shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+
+    def progress(items: Iterable[Any], count: int) -> Iterable[Any]:
+        return tqdm(items, total=count, desc="Before training: batches seen", disable=not shown)
+
+    context, size = trainer.precision_plugin.forward_context, trainer.datamodule.batch_size  # type: ignore[attr-defined]
+    off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)
+    with off, evaluating(module.net):
+        found = look(
+            module.net, module.collate, [samples[n] for n in numbers], size, objective, module.device, context, progress
+        )
+        probed = probe(module.net, module.collate(samples[:FEW]).to(module.device), context)
+    every: list[Any] = [(numbers, found)]
+    if world > 1:
+        every = [None] * world
+        torch.distributed.all_gather_object(every, (numbers, found))
+    rows: dict[int, tuple[Tensor, ...]] = {}
+    for owned, (counts, *tables) in every:
+        parts = zip(*(table.split(counts.tolist()) for table in tables), strict=True)
+        rows |= {number: (count, *part) for number, count, part in zip(owned, counts, parts, strict=True)}
+    counts, log_p, top_ids, top_log_p = map(list, zip(*(rows[number] for number in range(total)), strict=True))
+    places = {key_of(sample): number for number, sample in enumerate(samples)}
+    tables = torch.cat(log_p), torch.cat(top_ids), torch.cat(top_log_p)
+    return Store(torch.stack(counts), *tables, probed, places)
+
+
+def told(store: Store) -> list[str]:
+    """What is kept, and how much of the probability it covers."""
+    covered = store.covered()
+    size = sum(tensor.nbytes for tensor in (store.log_p, store.top_ids, store.top_log_p)) / 1e6
+    return [
+        f"Before training: of {len(store.log_p):,} answer tokens the {store.top_ids.shape[1]} most probable ones are "
+        f"kept ({size:.1f} MB); they hold {covered.mean():.4f} of the probability, at least {covered.min():.4f}."
+    ]

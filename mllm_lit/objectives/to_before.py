@@ -1,0 +1,115 @@
+"""Objectives that look at what the model before training says of the same token."""
+
+import torch
+from torch import Tensor
+
+from mllm_lit.errors import in_range
+from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
+
+
+class KLToBase(Objective):
+    """NLL + λ·T²·KL(p0 ‖ pθ) at temperature T, p0 the model before training (as in LwF, arXiv 1606.09282).
+
+    Args:
+        strength: λ; 0 is the NLL.
+        temperature: T.
+        top_k: Of p0 so many tokens are kept and the others summed up.
+    """
+
+    needs_before = True
+
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0, top_k: int = 64) -> None:
+        self.strength = in_range("objective.strength", strength, 0)
+        self.temperature = in_range("objective.temperature", temperature, above=0)
+        self.top_k = in_range("objective.top_k", top_k, 1)
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        if not self.strength:
+            return nll
+        pull = kl_to_before(logits, before, self.temperature)
+        return nll + self.strength * self.temperature**2 * pull
+
+
+class ASFT(Objective):
+    """DFT with a pull to the model before training: p·NLL + λ·KL(p0 ‖ pθ), p without a gradient.
+
+    Args:
+        strength: λ; 0 is DFT.
+        top_k: See :class:`KLToBase`.
+    """
+
+    needs_before = True
+
+    def __init__(self, strength: float = 0.1, top_k: int = 64) -> None:
+        self.strength = in_range("objective.strength", strength, 0)
+        self.top_k = in_range("objective.top_k", top_k, 1)
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        weighted = nll * (-nll.detach()).exp()
+        return weighted + self.strength * kl_to_before(logits, before) if self.strength else weighted
+
+
+class STM(Objective):
+    """Selective token masking (arXiv 2501.14315): tokens whose perplexity before training is high are left out.
+
+    Args:
+        threshold: Perplexity 1 / p0 above which a token is left out.
+    """
+
+    needs_before = True
+    top_k = 1
+
+    def __init__(self, threshold: float = 2.5) -> None:
+        self.threshold = in_range("objective.threshold", threshold, above=1)
+
+    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+        kept = self._kept(log_p)
+        if not kept.any():
+            raise ObjectiveError(
+                f"STM would leave out all {len(kept)} answer tokens: before training each has a perplexity above "
+                f"{self.threshold:g}. Raise objective.threshold, or take another objective."
+            )
+        left = int((~kept).sum())
+        return [
+            f"STM leaves out {left:,} of {len(kept):,} answer tokens, those that the model before training finds "
+            "unlikely. Where an answer is a single letter or word, these are the samples that it answers wrongly."
+        ]
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        return torch.where(self._kept(before.log_p), nll, 0.0)
+
+    def counted(self, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        return self._kept(before.log_p).to(nll.dtype)
+
+    def _kept(self, log_p: Tensor) -> Tensor:
+        return (-log_p).exp() <= self.threshold
+
+
+class FLOW(Objective):
+    """Each sample weighted exp(−ℓ0 / τ), ℓ0 its mean NLL before training, τ the median over the samples (2502.02797).
+
+    Args:
+        tau: τ; ``None`` for the median ℓ0 of the training samples.
+    """
+
+    needs_before = True
+    top_k = 1
+
+    def __init__(self, tau: float | None = None) -> None:
+        self.tau = in_range("objective.tau", tau, above=0)
+
+    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+        if self.tau is None:
+            self.tau = float(sample_nll.quantile(0.5))
+        if not self.tau:
+            raise ObjectiveError("FLOW: half of the samples have an NLL of 0 before training. Set objective.tau.")
+        return [f"FLOW: τ is {self.tau:.4f}, the median NLL of the samples before training."]
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        assert self.tau is not None
+        return nll * (-before.sample_nll / self.tau).exp()
