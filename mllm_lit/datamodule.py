@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from zlib import crc32
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate
@@ -22,6 +23,7 @@ from mllm_lit.errors import SettingError, UserError, check_seed, in_range
 from mllm_lit.evaluation.evaluator import EVAL_TOKENS, Evaluator
 from mllm_lit.evaluation.sets import EvaluationSet
 from mllm_lit.packed_rows import sliding_window, why_not_packed
+from mllm_lit.rehearsal import REHEARSED, Rehearse, rehearsed
 from mllm_lit.replay import replayed
 from mllm_lit.seed import run_seed
 from mllm_lit.sources import Source, Sources, resolve_root
@@ -52,6 +54,8 @@ class MLLMDataModule(L.LightningDataModule):
         replay: Mix in this many rows of the sources' train splits per row of the target, evenly over the sources:
             0.1 makes one row in eleven a replayed one. Their loss is logged apart.
         replay_from: Names of the sets to replay, of ``sources`` and ``others``; ``None`` for all sources.
+        rehearse: Mix in samples on the target's pictures that the model itself answers before training; their loss is
+            logged apart.
         max_eval_samples: Score a random subset of this many rows of the target's test split.
         val_samples: Score a random subset of this many rows of each set during training.
         check_images: Decode every training picture before the first step, in threads, so that a broken one is not
@@ -79,6 +83,7 @@ class MLLMDataModule(L.LightningDataModule):
         ids: Path | str | None = None,
         replay: float = 0.0,
         replay_from: Sequence[str] | None = None,
+        rehearse: Rehearse | None = None,
         max_eval_samples: int | None = None,
         val_samples: int | None = None,
         check_images: bool = True,
@@ -109,6 +114,7 @@ class MLLMDataModule(L.LightningDataModule):
         self.max_eval_samples = in_range("data.max_eval_samples", max_eval_samples, 1)
         self.val_samples = in_range("data.val_samples", val_samples, 1)
         self.replay, self.replay_from = in_range("data.replay", replay, 0), replay_from
+        self.rehearse = rehearse
         self.check_images, self.seed = check_images, check_seed("data.seed", seed)
         self.train_rows: list[Sample] = []
         self.sets: dict[str, list[EvaluationSet]] = {}
@@ -245,6 +251,7 @@ class MLLMDataModule(L.LightningDataModule):
         """
         trainer = self._trainer()
         collate = self._collate()
+        self._rehearse()
         lengths = self._lengths(collate)
         batches = TrainBatchSampler(
             lengths.rows,
@@ -268,6 +275,15 @@ class MLLMDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _rehearse(self) -> None:
+        """Add the rehearsed rows, once."""
+        if self.rehearse is None or any(row.source == REHEARSED for row in self.train_rows):
+            return
+        own = [row for row in self.train_rows if not row.source]
+        rows, said = rehearsed(self._trainer(), own, self.rehearse, self._seed(), self.batch_size)
+        rank_zero_info(said)
+        self.train_rows += rows
 
     def _collate(self) -> Collate:
         module: Any = self._trainer().lightning_module

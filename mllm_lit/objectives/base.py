@@ -18,21 +18,22 @@ class BeforeTraining:
         sample_nll: (N,); mean NLL of all answer tokens of the token's sample.
         top_ids: (N, K); the most probable tokens at the objective's temperature.
         top_log_p: (N, K); their log-probabilities at that temperature.
+        mixed: (N,); whether the token is of a replayed or rehearsed row, not of the target's own.
     """
 
     log_p: Tensor
     sample_nll: Tensor
     top_ids: Tensor
     top_log_p: Tensor
+    mixed: Tensor
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """The tensors, a row a token."""
+        return tuple(getattr(self, one.name) for one in fields(self))
 
     def to(self, device: torch.device) -> "BeforeTraining":
         """Copy to a device."""
-        return BeforeTraining(*(getattr(self, one.name).to(device) for one in fields(self)))
-
-    def split(self, size: int) -> "list[BeforeTraining]":
-        """Parts of so many tokens."""
-        parts = (getattr(self, one.name).split(size) for one in fields(self))
-        return [BeforeTraining(*part) for part in zip(*parts, strict=True)]
+        return BeforeTraining(*(column.to(device) for column in self.columns()))
 
 
 class Objective(ABC):
@@ -50,12 +51,13 @@ class Objective(ABC):
     top_k: int = 64
     """How many of them are kept of each token."""
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
         """Look at what the model before training says of all samples that are trained on, before the first step.
 
         Args:
             log_p: (N,), of all their answer tokens.
             sample_nll: (S,), mean NLL of each sample's.
+            mixed: (S,), whether a sample is replayed or rehearsed.
 
         Returns:
             What the user should know about this objective on these samples, a line each.

@@ -53,7 +53,8 @@ class ObjectiveCallback(L.Callback):
             store = Store.read(found, samples)
             rank_zero_info(f"What the model says before training: kept in {found}")
         pl_module.before_training = store
-        said = [*told(store), *objective.prepare(store.log_p, store.sample_nll)]
+        mixed = torch.tensor([bool(sample.source) for sample in samples])
+        said = [*told(store), *objective.prepare(store.log_p, store.sample_nll, mixed)]
         for line in said:
             rank_zero_info(line)
 
@@ -71,7 +72,7 @@ class ObjectiveCallback(L.Callback):
             return torch.cat([kept[:, None], logits.float()], dim=1)
 
         with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
-            found = labelled_outputs(pl_module.net, batch, both, columns_of(before))[:PROBED].float().cpu()
+            found = labelled_outputs(pl_module.net, batch, both, before.columns())[:PROBED].float().cpu()
         there = (store.probed / objective.temperature).log_softmax(1)
         mine = (found[:, 1:] / objective.temperature).log_softmax(1)
         whole = (there.exp() * (there - mine)).sum(1)
@@ -82,11 +83,6 @@ class ObjectiveCallback(L.Callback):
             f"KL to the model before training over {len(whole)} answer tokens: {numbers['objective/kl_whole']:.4f}, by "
             f"the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
         )
-
-
-def columns_of(before: BeforeTraining) -> tuple[Tensor, ...]:
-    """What :func:`labelled_outputs` hands on part by part."""
-    return before.log_p, before.sample_nll, before.top_ids, before.top_log_p
 
 
 def folders(trainer: L.Trainer) -> list[Path]:

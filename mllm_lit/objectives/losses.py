@@ -36,7 +36,7 @@ def answer_losses(
                 apart = kl_to_before(logits, own, objective.temperature)
         return torch.stack([loss, objective.counted(nll, own), nll, apart], dim=1)
 
-    given = () if before is None else (before.log_p, before.sample_nll, before.top_ids, before.top_log_p)
+    given = () if before is None else before.columns()
     losses, counted, nll, apart = (by_row(batch, value) for value in labelled_outputs(net, batch, measure, given).T)
     own = losses.new_tensor([float(not sample.source) for sample in batch.samples])
     tokens = batch.labelled.counts * own

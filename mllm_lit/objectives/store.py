@@ -59,7 +59,9 @@ class Store:
         numbers = [self.places[key_of(batch.samples[row])] for row in batch.row_order]
         tokens = torch.cat([torch.arange(self.starts[n], self.starts[n + 1]) for n in numbers])
         means = torch.repeat_interleave(self.sample_nll[numbers], self.counts[numbers])
-        found = BeforeTraining(self.log_p[tokens], means, self.top_ids[tokens].long(), self.top_log_p[tokens])
+        mixed = torch.tensor([bool(batch.samples[row].source) for row in batch.row_order])
+        mixed = torch.repeat_interleave(mixed, self.counts[numbers])
+        found = BeforeTraining(self.log_p[tokens], means, self.top_ids[tokens].long(), self.top_log_p[tokens], mixed)
         return found.to(batch.labels.device)
 
     def covered(self) -> Tensor:

@@ -31,6 +31,39 @@ class KLToBase(Objective):
         return nll + self.strength * self.temperature**2 * pull
 
 
+class KLOnMixed(Objective):
+    """NLL on the target's own samples, λ·T²·KL(p0 ‖ pθ) in its place on replayed and rehearsed ones.
+
+    With ``data.rehearse`` it is self-distillation on the model's own answers: on them it is to say what it said, with
+    all its doubts, not only the answer that was most probable.
+
+    Args:
+        strength: λ.
+        temperature: T.
+        top_k: See :class:`KLToBase`.
+    """
+
+    needs_before = True
+
+    def __init__(self, strength: float = 5.0, temperature: float = 1.0, top_k: int = 64) -> None:
+        self.strength = in_range("objective.strength", strength, above=0)
+        self.temperature = in_range("objective.temperature", temperature, above=0)
+        self.top_k = in_range("objective.top_k", top_k, 1)
+
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
+        if not mixed.any():
+            raise ObjectiveError(
+                "KLOnMixed pulls on replayed and rehearsed samples, and this run has none. Give data.rehearse or "
+                "data.replay, or take another objective."
+            )
+        return []
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert before is not None
+        pull = kl_to_before(logits, before, self.temperature)
+        return torch.where(before.mixed, self.strength * self.temperature**2 * pull, nll)
+
+
 class ASFT(Objective):
     """DFT with a pull to the model before training: p·NLL + λ·KL(p0 ‖ pθ), p without a gradient.
 
@@ -64,7 +97,7 @@ class STM(Objective):
     def __init__(self, threshold: float = 2.5) -> None:
         self.threshold = in_range("objective.threshold", threshold, above=1)
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
         kept = self._kept(log_p)
         if not kept.any():
             raise ObjectiveError(
@@ -102,7 +135,7 @@ class FLOW(Objective):
     def __init__(self, tau: float | None = None) -> None:
         self.tau = in_range("objective.tau", tau, above=0)
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
         if self.tau is None:
             self.tau = float(sample_nll.quantile(0.5))
         if not self.tau:

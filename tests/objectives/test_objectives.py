@@ -15,7 +15,19 @@ from torch import Tensor
 from mllm_lit import objectives
 from mllm_lit.answers import token_nll
 from mllm_lit.errors import SettingError
-from mllm_lit.objectives import ASFT, DFT, EAFT, FLOW, NLL, STM, BeforeTraining, KLToBase, Objective, kl_to_before
+from mllm_lit.objectives import (
+    ASFT,
+    DFT,
+    EAFT,
+    FLOW,
+    NLL,
+    STM,
+    BeforeTraining,
+    KLOnMixed,
+    KLToBase,
+    Objective,
+    kl_to_before,
+)
 from tests.conftest import REPOSITORY
 
 N, V = 7, 30
@@ -31,7 +43,8 @@ def drawn(k: int = V, temperature: float = 1.0, seed: int = 0) -> tuple[Tensor, 
     log_p = first.log_softmax(1).gather(1, targets[:, None])[:, 0]
     means = torch.cat([-part.mean().expand(len(part)) for part in log_p.split([2, 4, 1])])
     top = (first / temperature).log_softmax(1).topk(k, dim=1)
-    return first, now, targets, BeforeTraining(log_p, means, top.indices, top.values)
+    mixed = torch.arange(N) >= N - 3
+    return first, now, targets, BeforeTraining(log_p, means, top.indices, top.values, mixed)
 
 
 def softmax(row: list[float], temperature: float = 1.0) -> list[float]:
@@ -57,6 +70,8 @@ def oracle(case: str, first: Tensor, now: Tensor, targets: Tensor, row: int) -> 
         return q[target] * nll + 0.1 * divergence(first, now, 1.0, row)
     if case == "kl_to_base":
         return nll + 2.0**2 * divergence(first, now, 2.0, row)
+    if case == "kl_on_rehearsed":
+        return nll if row < N - 3 else 5.0 * divergence(first, now, 1.0, row)
     if case == "eaft":
         best = sorted(q, reverse=True)[:20]
         shares = [x / sum(best) for x in best]
@@ -83,7 +98,7 @@ def test_it_is_its_formula_with_the_published_defaults(path: Path) -> None:
     """In fp32, so to 1e-5 of numbers around 5."""
     objective = built(path)
     first, now, targets, before = drawn(V, objective.temperature)
-    objective.prepare(before.log_p, before.sample_nll[[0, 2, 6]])
+    objective.prepare(before.log_p, before.sample_nll[[0, 2, 6]], torch.tensor([False, False, True]))
     found = objective.losses(now, targets, token_nll(now, targets), before)
     expected = [oracle(path.stem, first, now.detach(), targets, row) for row in range(N)]
     assert found.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
@@ -154,12 +169,14 @@ def test_masked_tokens_do_not_count() -> None:
 
 
 def test_what_means_nothing_is_refused() -> None:
-    log_p = torch.full((3,), -2.0)
+    log_p, none = torch.full((3,), -2.0), torch.zeros(3, dtype=torch.bool)
     with pytest.raises(objectives.ObjectiveError, match="leave out all 3 answer tokens.*Raise objective.threshold"):
-        STM().prepare(log_p, -log_p)
-    assert "leaves out 1 of 3" in STM().prepare(torch.tensor([-2.0, -0.1, -0.2]), torch.tensor([0.7]))[0]
+        STM().prepare(log_p, -log_p, none)
+    assert "leaves out 1 of 3" in STM().prepare(torch.tensor([-2.0, -0.1, -0.2]), torch.tensor([0.7]), none)[0]
+    with pytest.raises(objectives.ObjectiveError, match="Give data.rehearse or data.replay"):
+        KLOnMixed().prepare(log_p, -log_p, none)
     with pytest.raises(objectives.ObjectiveError, match="Set objective.tau"):
-        FLOW().prepare(log_p, torch.zeros(3))
+        FLOW().prepare(log_p, torch.zeros(3), none)
 
 
 @pytest.mark.parametrize(

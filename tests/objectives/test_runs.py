@@ -74,7 +74,7 @@ def test_rows_packed_or_alone_and_logits_in_parts_are_the_same(
     store = said(model, rows, objective)
     if isinstance(objective, STM):
         objective.threshold = float((-store.log_p).exp().median())
-    objective.prepare(store.log_p, store.sample_nll)
+    objective.prepare(store.log_p, store.sample_nll, torch.zeros(len(rows), dtype=torch.bool))
     with torch.no_grad():  # the model has moved since
         for number, (_, parameter) in enumerate(model.trainable()):
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
@@ -113,7 +113,7 @@ def test_accumulation_changes_nothing(
 ) -> None:
     """One step over all rows, or over four parts of them with unlike numbers of tokens that count."""
 
-    def half(self: STM, log_p: Tensor, sample_nll: Tensor) -> list[str]:
+    def half(self: STM, log_p: Tensor, *rest: Tensor) -> list[str]:
         self.threshold = float((-log_p).exp().median())
         return []
 

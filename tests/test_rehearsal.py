@@ -1,0 +1,118 @@
+"""Rehearsal without data: what is asked, the model's own answers before training, mixed in and trained on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mllm_lit.adapters import Full
+from mllm_lit.answers import greedy_answers
+from mllm_lit.backbones import Backbone
+from mllm_lit.backbones.load import EMBEDDED
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.faults import DatasetError
+from mllm_lit.data.sample import Sample
+from mllm_lit.datamodule import VQADataModule
+from mllm_lit.errors import SettingError
+from mllm_lit.module import MLLMModule
+from mllm_lit.objectives import KLOnMixed, callback
+from mllm_lit.rehearsal import GENERIC, REHEARSED, Rehearse, asked, read_questions
+from mllm_lit.tasks import IconQA
+from tests.test_module import trainer, weights
+
+ROWS = [Sample.single_turn(str(i), "?", "x", images=(Path(f"{i // 2}.png"),)) for i in range(12)]  # six pictures
+
+
+def test_no_picture_is_asked_the_same_twice() -> None:
+    settings = Rehearse(share=2.0)
+    pairs = asked(ROWS, settings, seed=1)
+    assert len(set(pairs)) == len(pairs) == 24
+    pictures = [picture for picture, _ in pairs]
+    assert sorted(map(str, pictures[:6])) == [f"{i}.png" for i in range(6)]
+    assert pictures[:6] == pictures[6:12] == pictures[18:]
+    assert {question for _, question in pairs} <= set(GENERIC)
+    assert asked(ROWS, settings, seed=1) == pairs != asked(ROWS, settings, seed=2)
+
+
+def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
+    text = [Sample.single_turn("1", "?", "x")]
+    with pytest.raises(DatasetError, match="have 0 pictures of their own"):
+        asked(text, Rehearse(share=1.0), 0)
+    with pytest.raises(DatasetError, match=r"so 120 samples for 12 rows; these have 6 pictures .* 16 questions"):
+        asked(ROWS, Rehearse(share=10.0), 0)
+    with pytest.raises(DatasetError, match="so 0 samples"):
+        asked(ROWS, Rehearse(share=0.01), 0)
+    with pytest.raises(SettingError, match=r"data.rehearse.share is 0"):
+        Rehearse(share=0)
+    with pytest.raises(SettingError, match="there is no file 'nowhere'"):
+        Rehearse(questions="nowhere")
+    (tmp_path / "empty").write_text("\n \n")
+    with pytest.raises(SettingError, match="has no line"):
+        read_questions(tmp_path / "empty")
+    (tmp_path / "some").write_text("What is it?\n\n How many? \nWhat is it?\n")
+    assert read_questions(tmp_path / "some") == ("What is it?", "How many?")
+
+
+def fit(folder: Path, objective: Any = None, **more: Any) -> tuple[MLLMModule, VQADataModule, dict[str, Tensor]]:
+    """Two epochs of the embedded model on 16 rows of IconQA and eight rehearsed ones."""
+    model = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1, lr=1e-4), objective=objective)
+    rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=Rehearse(0.5), batch_size=6, check_images=False)
+    checkpoint = more.pop("ckpt_path", None)
+    trainer(folder, max_epochs=2, **more).fit(model, datamodule=rows, ckpt_path=checkpoint)
+    return model, rows, weights(model)
+
+
+@pytest.mark.slow
+def test_the_models_own_answers_are_trained_on_and_a_resumed_run_has_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    monkeypatch.setattr(callback, "run_directory", lambda trainer: tmp_path / "run")
+    torch.set_num_threads(1)
+    keep = ModelCheckpoint(tmp_path / "run" / "checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    _, data, whole = fit(tmp_path, callbacks=[keep])
+    mixed = [row for row in data.train_rows if row.source == REHEARSED]
+    assert 0 < len(mixed) <= 8
+    assert len(data.train_rows) == 16 + len(mixed)
+    (kept,) = (tmp_path / "run").glob("rehearsed_*.json")
+    assert [text for text in json.loads(kept.read_text()) if text] == [row.answer for row in mixed]
+    base = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1))
+    base.configure_model()
+    assert base.net is not None
+    collate = Collate(base.collate.processor, with_prompt=True)
+    with torch.no_grad():
+        said = [greedy_answers(base.net.eval(), collate, collate([row]), 48)[0] for row in mixed]
+    assert said == [row.answer for row in mixed]
+    again = fit(tmp_path, ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")[2]
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    kept.unlink()
+    with pytest.raises(SettingError, match="the weights have moved since"):
+        fit(tmp_path, ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")
+
+
+@pytest.mark.slow
+def test_pulled_to_all_that_was_said_the_model_moves_less_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KL on rehearsed rows holds them closer than their NLL alone does."""
+    torch.set_num_threads(1)
+
+    def apart(objective: Any) -> float:
+        model, data, _ = fit(tmp_path, objective, max_steps=8)
+        base = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1))
+        base.configure_model()
+        mixed = [row for row in data.train_rows if row.source == REHEARSED]
+        batch = model.collate(mixed)
+        logits = []
+        for net in (base.net, model.net):
+            assert net is not None
+            with torch.no_grad():
+                out = net.eval()(**batch.inputs).logits[:, :-1][batch.labels[:, 1:] != -100]
+            logits.append(out.log_softmax(1))
+        return float((logits[0].exp() * (logits[0] - logits[1])).sum(1).mean())
+
+    assert apart(KLOnMixed(20.0)) < apart(None)
