@@ -117,6 +117,8 @@ class MLLMDataModule(L.LightningDataModule):
         self.rehearse = rehearse
         self.check_images, self.seed = check_images, check_seed("data.seed", seed)
         self.train_rows: list[Sample] = []
+        self.held_out: list[Sample] = []
+        """Rehearsed rows that are not trained on."""
         self.sets: dict[str, list[EvaluationSet]] = {}
         """What is evaluated during (``val``) and before and after training (``test``), once the data are read."""
         self.sampled: dict[str, list[str]] = {}
@@ -281,7 +283,7 @@ class MLLMDataModule(L.LightningDataModule):
         if self.rehearse is None or any(row.source == REHEARSED for row in self.train_rows):
             return
         own = [row for row in self.train_rows if not row.source]
-        rows, said = rehearsed(self._trainer(), own, self.rehearse, self._seed(), self.batch_size)
+        rows, self.held_out, said = rehearsed(self._trainer(), own, self.rehearse, self._seed(), self.batch_size)
         rank_zero_info(said)
         self.train_rows += rows
 
@@ -373,6 +375,7 @@ class MLLMDataModule(L.LightningDataModule):
         Raises:
             SettingError: The checkpoint's order is not this run's: another seed or other rows.
         """
+        self._rehearse()
         mine = self._order()
         theirs = {key: state_dict[key] for key in mine}
         if self.train_rows and mine != theirs:

@@ -379,6 +379,7 @@ class MLLMModule(L.LightningModule):
             "label_tokens": self.label_tokens,
             "tokens": self.tokens,
             "positions": self.positions,
+            "objective": {} if self.objective is None else self.objective.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -418,6 +419,8 @@ class MLLMModule(L.LightningModule):
             values, on = self.reference, self.importance.reference_on
             if not isinstance(values, Reference):
                 self.reference = Reference.capture(dict(self.trainable()), values, on)
+        if self.objective is not None and own.get("objective"):
+            self.objective.load_state_dict(own["objective"])
         self.label_tokens, self.tokens, self.positions = own["label_tokens"], own["tokens"], own["positions"]
 
 

@@ -53,9 +53,17 @@ class Rehearse:
         share: Rehearsed samples per row of the target.
         questions: A file with a question a line, as the model is to be asked; ``None`` for a generic list.
         max_new_tokens: Longest answer; longer ones are cut off by generation, and left out.
+        held_out: So many samples more are answered and not trained on; objectives with a budget look at them.
     """
 
-    def __init__(self, share: float = 0.5, questions: Path | str | None = None, max_new_tokens: int = 48) -> None:
+    def __init__(
+        self,
+        share: float = 0.5,
+        questions: Path | str | None = None,
+        max_new_tokens: int = 48,
+        held_out: int = 0,
+    ) -> None:
+        self.held_out = in_range("data.rehearse.held_out", held_out, 0)
         self.share = in_range("data.rehearse.share", share, above=0)
         self.max_new_tokens = in_range("data.rehearse.max_new_tokens", max_new_tokens, 1)
         self.questions = GENERIC if questions is None else read_questions(Path(questions).expanduser())
@@ -82,10 +90,12 @@ def asked(rows: Sequence[Sample], settings: Rehearse, seed: int) -> list[tuple[I
         DatasetError: The rows have too few pictures for the share.
     """
     pictures = list(dict.fromkeys(row.images[0] for row in rows if len(row.images) == 1))
-    count, questions = round(settings.share * len(rows)), settings.questions
-    if not 0 < count <= len(pictures) * len(questions):
+    wanted, questions = round(settings.share * len(rows)), settings.questions
+    count = wanted + settings.held_out
+    if not 0 < wanted <= count <= len(pictures) * len(questions):
         raise DatasetError(
-            f"data.rehearse.share is {settings.share:g}, so {count} samples for {len(rows)} rows; these have "
+            f"data.rehearse.share is {settings.share:g}, so {count} samples for {len(rows)} rows, {settings.held_out} "
+            f"held out; these have "
             f"{len(pictures)} pictures of their own and there are {len(questions)} questions. Change the share, or "
             "give more questions (data.rehearse.questions)."
         )
@@ -104,7 +114,7 @@ def sample_of(number: int, picture: ImageRef, question: str, answer: str) -> Sam
 
 def rehearsed(
     trainer: Any, rows: Sequence[Sample], settings: Rehearse, seed: int, size: int
-) -> tuple[list[Sample], str]:
+) -> tuple[list[Sample], list[Sample], str]:
     """The rehearsed rows, read where they are kept, else answered and kept.
 
     Args:
@@ -115,7 +125,7 @@ def rehearsed(
         size: Rows in a batch.
 
     Returns:
-        The rows, and a line for the user.
+        The rows to train on, those that are held out, and a line for the user.
 
     Raises:
         DatasetError: See :func:`asked`; or no row can be trained on.
@@ -131,7 +141,7 @@ def rehearsed(
     if found is not None:
         answers = json.loads(found.read_text(encoding="utf-8"))
         where = f"kept in {found}"
-    elif trainer.global_step or module.moved:
+    elif trainer.ckpt_path or trainer.global_step or module.moved:
         raise SettingError(
             f"data.rehearse: the answers before training are kept in {name}, which is in none of "
             f"{', '.join(map(str, places)) or 'no folder'}, and the weights have moved since. Put the file there, or "
@@ -143,11 +153,13 @@ def rehearsed(
         if places and trainer.is_global_zero:
             keep(places[0] / name, answers)
     made = [sample_of(i, *pair, text) for i, (pair, text) in enumerate(zip(pairs, answers, strict=True)) if text]
-    if not made:
+    held, trained = made[: settings.held_out], made[settings.held_out :]
+    if not trained:
         raise DatasetError("data.rehearse: the model before training gave no answer that ends. Raise max_new_tokens.")
     out = len(answers) - len(made)
     left = f"; {out} were empty or did not end, and are left out" if out else ""
-    return made, f"Rehearsal: {len(made)} samples on the target's pictures, {where}{left}."
+    said = f"{len(trained)} samples on the target's pictures" + (f", {len(held)} more held out" if held else "")
+    return trained, held, f"Rehearsal: {said}, {where}{left}."
 
 
 def keep(path: Path, answers: Sequence[str | None]) -> None:

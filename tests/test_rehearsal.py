@@ -1,6 +1,7 @@
 """Rehearsal without data: what is asked, the model's own answers before training, mixed in and trained on."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.datamodule import VQADataModule
 from mllm_lit.errors import SettingError
 from mllm_lit.module import MLLMModule
-from mllm_lit.objectives import KLOnMixed, callback
+from mllm_lit.objectives import ForgettingBudget, KLOnMixed, ObjectiveError, callback
 from mllm_lit.rehearsal import GENERIC, REHEARSED, Rehearse, asked, read_questions
 from mllm_lit.tasks import IconQA
 from tests.test_module import trainer, weights
@@ -41,7 +42,9 @@ def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
     text = [Sample.single_turn("1", "?", "x")]
     with pytest.raises(DatasetError, match="have 0 pictures of their own"):
         asked(text, Rehearse(share=1.0), 0)
-    with pytest.raises(DatasetError, match=r"so 120 samples for 12 rows; these have 6 pictures .* 16 questions"):
+    with pytest.raises(
+        DatasetError, match=r"so 120 samples for 12 rows, 0 held out; these have 6 pictures .* 16 questions"
+    ):
         asked(ROWS, Rehearse(share=10.0), 0)
     with pytest.raises(DatasetError, match="so 0 samples"):
         asked(ROWS, Rehearse(share=0.01), 0)
@@ -59,27 +62,33 @@ def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
 def fit(folder: Path, objective: Any = None, **more: Any) -> tuple[MLLMModule, VQADataModule, dict[str, Tensor]]:
     """Two epochs of the embedded model on 16 rows of IconQA and eight rehearsed ones."""
     model = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1, lr=1e-4), objective=objective)
-    rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=Rehearse(0.5), batch_size=6, check_images=False)
+    rehearse = Rehearse(0.5, held_out=4 if isinstance(objective, ForgettingBudget) else 0)
+    rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=rehearse, batch_size=6, check_images=False)
     checkpoint = more.pop("ckpt_path", None)
     trainer(folder, max_epochs=2, **more).fit(model, datamodule=rows, ckpt_path=checkpoint)
     return model, rows, weights(model)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("made", [lambda: None, lambda: ForgettingBudget(0.01, every=2)], ids=["nll", "budget"])
 def test_the_models_own_answers_are_trained_on_and_a_resumed_run_has_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     monkeypatch.setattr(callback, "run_directory", lambda trainer: tmp_path / "run")
     torch.set_num_threads(1)
     keep = ModelCheckpoint(tmp_path / "run" / "checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    _, data, whole = fit(tmp_path, callbacks=[keep])
+    model, data, whole = fit(tmp_path, made(), callbacks=[keep])
+    held = 4 if made() else 0
+    assert len(data.held_out) == held
+    assert not {row.id for row in data.held_out} & {row.id for row in data.train_rows}
     mixed = [row for row in data.train_rows if row.source == REHEARSED]
     assert 0 < len(mixed) <= 8
     assert len(data.train_rows) == 16 + len(mixed)
     (kept,) = (tmp_path / "run").glob("rehearsed_*.json")
-    assert [text for text in json.loads(kept.read_text()) if text] == [row.answer for row in mixed]
+    answers = [row.answer for row in [*data.held_out, *mixed]]
+    assert [text for text in json.loads(kept.read_text()) if text] == answers
     base = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1))
     base.configure_model()
     assert base.net is not None
@@ -87,11 +96,39 @@ def test_the_models_own_answers_are_trained_on_and_a_resumed_run_has_the_same(
     with torch.no_grad():
         said = [greedy_answers(base.net.eval(), collate, collate([row]), 48)[0] for row in mixed]
     assert said == [row.answer for row in mixed]
-    again = fit(tmp_path, ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")[2]
+    resumed, _, again = fit(tmp_path, made(), ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    if made():
+        assert resumed.objective.strength == model.objective.strength != made().strength
     kept.unlink()
     with pytest.raises(SettingError, match="the weights have moved since"):
-        fit(tmp_path, ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")
+        fit(tmp_path, made(), ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")
+
+
+def test_the_multiplier_grows_beyond_the_budget_and_shrinks_within() -> None:
+    """A model whose divergence falls as 1 / λ comes to the budget, from either side."""
+    for start in (0.01, 100.0):
+        objective = ForgettingBudget(budget=0.05, strength=start)
+        for _ in range(200):
+            told = objective.looked(0.2 / objective.strength)
+        assert told["objective/kl_held_out"] == pytest.approx(0.05, rel=1e-3)
+        assert told["objective/multiplier"] == objective.strength == pytest.approx(4.0, rel=1e-3)
+    objective = ForgettingBudget()
+    for divergence in (1e9, 1e9, 0.0):
+        before = objective.strength
+        objective.looked(divergence)
+        assert 1 / math.e <= objective.strength / before <= math.e * (1 + 1e-9)
+    again = ForgettingBudget()
+    again.load_state_dict(objective.state_dict())
+    assert again.strength == objective.strength
+
+
+@pytest.mark.slow
+def test_a_budget_without_samples_to_look_at_is_refused(tmp_path: Path) -> None:
+    model = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1), objective=ForgettingBudget())
+    rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=Rehearse(0.5), check_images=False)
+    with pytest.raises(ObjectiveError, match="Give data.rehearse.held_out"):
+        trainer(tmp_path, max_steps=1).fit(model, datamodule=rows)
 
 
 @pytest.mark.slow

@@ -51,6 +51,25 @@ class Objective(ABC):
     top_k: int = 64
     """How many of them are kept of each token."""
 
+    look_every: int | None = None
+    """Optimizer steps between two looks at the rehearsed samples that are held out of training; ``None`` for none."""
+
+    def looked(self, divergence: float) -> dict[str, float]:
+        """Take in the mean KL(p0 ‖ pθ) of the held-out samples' tokens.
+
+        Returns:
+            What to log, by name.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, float]:
+        """What training has changed, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take it back."""
+        assert not state, f"{type(self).__name__} keeps nothing"
+
     def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
         """Look at what the model before training says of all samples that are trained on, before the first step.
 

@@ -25,6 +25,8 @@ class ObjectiveCallback(L.Callback):
     directory. A run that is resumed reads it there: its weights are no longer those before training.
     """
 
+    _looked = -1
+
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compute it, or read what is kept, and let the objective look at it.
 
@@ -34,7 +36,14 @@ class ObjectiveCallback(L.Callback):
         objective: Objective | None = pl_module.objective
         if objective is None or not objective.needs_before:
             return
-        samples = trainer.datamodule.train_rows  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        held_out = getattr(data, "held_out", [])
+        if objective.look_every is not None and not held_out:
+            raise ObjectiveError(
+                f"{type(objective).__name__} looks at rehearsed samples that are held out of training, and this run "
+                "has none. Give data.rehearse.held_out, such as 32, beside data.rehearse.share."
+            )
+        samples = [*data.train_rows, *held_out]
         name = name_of(samples, objective, pl_module.loaded.identity, pl_module.start_identity, str(trainer.precision))
         places = [folder / name for folder in folders(trainer)]
         found = next((place for place in places if place.is_file()), None)
@@ -53,10 +62,33 @@ class ObjectiveCallback(L.Callback):
             store = Store.read(found, samples)
             rank_zero_info(f"What the model says before training: kept in {found}")
         pl_module.before_training = store
+        samples, own = data.train_rows, store.counts[: len(data.train_rows)]
         mixed = torch.tensor([bool(sample.source) for sample in samples])
-        said = [*told(store), *objective.prepare(store.log_p, store.sample_nll, mixed)]
+        said = [*told(store), *objective.prepare(store.log_p[: own.sum()], store.sample_nll[: len(own)], mixed)]
         for line in said:
             rank_zero_info(line)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        """Show an objective the held-out samples, every so many optimizer steps."""
+        objective, step = pl_module.objective, trainer.global_step
+        if not objective.look_every or step % objective.look_every or step == self._looked:
+            return
+        self._looked = step
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        totals = torch.zeros(2, dtype=torch.float64)
+        for start in range(0, len(data.held_out), data.batch_size):
+            batch = pl_module.collate(data.held_out[start : start + data.batch_size]).to(pl_module.device)
+            before = pl_module.before_training.of(batch)
+
+            def apart(logits: Tensor, ids: Tensor, *columns: Tensor) -> Tensor:
+                return kl_to_before(logits, BeforeTraining(*columns), objective.temperature)[:, None]
+
+            with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
+                found = labelled_outputs(pl_module.net, batch, apart, before.columns())
+            totals += torch.tensor([float(found.sum()), len(found)], dtype=torch.float64)
+        told = objective.looked(float(totals[0] / totals[1]))
+        for logger in trainer.loggers:
+            logger.log_metrics(told, step=step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Log how far the model has moved on a few tokens, by the kept ones and by the whole distribution."""

@@ -1,5 +1,7 @@
 """Objectives that look at what the model before training says of the same token."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,53 @@ class KLOnMixed(Objective):
         assert before is not None
         pull = kl_to_before(logits, before, self.temperature)
         return torch.where(before.mixed, self.strength * self.temperature**2 * pull, nll)
+
+
+class ForgettingBudget(KLOnMixed):
+    """:class:`KLOnMixed` whose strength is found while training, so that a budget of forgetting is kept.
+
+    The user says how far the model may move: at most ``budget`` nats of KL(p0 ‖ pθ) a token, on rehearsed samples that
+    are held out of training (``data.rehearse.held_out``). The strength is the multiplier λ of that constraint. Every
+    ``every`` steps it becomes λ · exp(rate · (KL / budget − 1)), the exponent within ±1: it grows while the model is
+    beyond its budget, and shrinks while it is within.
+
+    Args:
+        budget: In nats.
+        every: Optimizer steps between two looks.
+        rate: Of λ's changes.
+        strength: λ at the start.
+        temperature: See :class:`KLOnMixed`; the budget is of the same temperature.
+        top_k: See :class:`KLToBase`.
+    """
+
+    def __init__(
+        self,
+        budget: float = 0.05,
+        every: int = 10,
+        rate: float = 0.5,
+        strength: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int = 64,
+    ) -> None:
+        super().__init__(strength, temperature, top_k)
+        self.budget = in_range("objective.budget", budget, above=0)
+        self.look_every = in_range("objective.every", every, 1)
+        self.rate = in_range("objective.rate", rate, above=0)
+
+    def looked(self, divergence: float) -> dict[str, float]:
+        change = self.rate * (divergence / self.budget - 1)
+        self.strength = min(max(self.strength * math.exp(min(max(change, -1.0), 1.0)), BOUNDS[0]), BOUNDS[1])
+        return {"objective/kl_held_out": divergence, "objective/multiplier": self.strength}
+
+    def state_dict(self) -> dict[str, float]:
+        return {"strength": self.strength}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.strength = state["strength"]
+
+
+BOUNDS = 1e-3, 1e4
+"""Of λ: far enough apart for any budget that can be kept, and never 0, from which nothing grows."""
 
 
 class ASFT(Objective):

@@ -70,8 +70,9 @@ def oracle(case: str, first: Tensor, now: Tensor, targets: Tensor, row: int) -> 
         return q[target] * nll + 0.1 * divergence(first, now, 1.0, row)
     if case == "kl_to_base":
         return nll + 2.0**2 * divergence(first, now, 2.0, row)
-    if case == "kl_on_rehearsed":
-        return nll if row < N - 3 else 5.0 * divergence(first, now, 1.0, row)
+    if case in ("kl_on_rehearsed", "forgetting_budget"):
+        strength = {"kl_on_rehearsed": 5.0, "forgetting_budget": 1.0}[case]
+        return nll if row < N - 3 else strength * divergence(first, now, 1.0, row)
     if case == "eaft":
         best = sorted(q, reverse=True)[:20]
         shares = [x / sum(best) for x in best]
