@@ -13,7 +13,9 @@ sys.exit(f"imported {{found[:3]}}" if found else 0)
 """
 
 
-@pytest.mark.parametrize("module", ["metrics", "importance", "merging", "tasks", "adapters", "evaluation", "inference"])
+@pytest.mark.parametrize(
+    "module", ["metrics", "importance", "merging", "tasks", "adapters", "evaluation", "inference", "objectives"]
+)
 def test_lightning_stays_out(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(module=f"mllm_lit.{module}")], capture_output=True, text=True
