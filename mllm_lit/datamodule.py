@@ -35,6 +35,7 @@ class MLLMDataModule(L.LightningDataModule):
 
     Args:
         task: How the target is read, asked and scored.
+        name: Of the target in scores and files; ``None`` for the task's.
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
         others: Sets that are scored as the sources are, but do not count in A^S, H and O: the earlier and later targets
@@ -68,6 +69,7 @@ class MLLMDataModule(L.LightningDataModule):
         self,
         task: Task,
         root: Path | str | None = None,
+        name: str | None = None,
         sources: Sources | None = None,
         others: Sources | None = None,
         batch_size: int = 16,
@@ -92,13 +94,14 @@ class MLLMDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.task, self._root = task, root
+        self.target_name: str = task.name if name is None else name
         self.sources, self.others = ({} if given is None else given.sets for given in (sources, others))
-        places = {"the target": {task.name}, "data.sources": self.sources, "data.others": self.others}
-        for name in sorted({task.name, *self.sources, *self.others}):
-            carry = [place for place, names in places.items() if name in names]
+        places = {"the target": {self.target_name}, "data.sources": self.sources, "data.others": self.others}
+        for carried in sorted({self.target_name, *self.sources, *self.others}):
+            carry = [place for place, names in places.items() if carried in names]
             if len(carry) > 1:
                 raise DatasetError(
-                    f"{' and '.join(carry)} have the name {name!r}, by which scores and predictions are told apart. "
+                    f"{' and '.join(carry)} have the name {carried!r}, by which scores and predictions are told apart. "
                     "Leave the set out of all but one, or rename it there."
                 )
         own = task.split_names
@@ -139,7 +142,7 @@ class MLLMDataModule(L.LightningDataModule):
     @property
     def tasks(self) -> dict[str, Task]:
         """The task of each evaluated set."""
-        return {self.task.name: self.task, **{name: one.task for name, one in self._beside().items()}}
+        return {self.target_name: self.task, **{name: one.task for name, one in self._beside().items()}}
 
     def _beside(self) -> dict[str, Source]:
         """What is scored beside the target: the sources, then the others."""
@@ -149,7 +152,7 @@ class MLLMDataModule(L.LightningDataModule):
         """What reads each split of all sets, replayed ones included, in full; by name."""
         parts: list[tuple[str, Task, Any, str]]
         absent = () if self.task.has_train_split else (self.task.split_names["train"],)
-        parts = [(self.task.name, self.task, self, split) for split in self.splits.values() if split not in absent]
+        parts = [(self.target_name, self.task, self, split) for split in self.splits.values() if split not in absent]
         parts += [(name, one.task, one, one.split) for name, one in self._beside().items()]
         if self.replay:
             again = self.named(self.replay_from, "data.replay_from")
@@ -206,7 +209,7 @@ class MLLMDataModule(L.LightningDataModule):
 
     def _evaluated(self, phase: str) -> list[EvaluationSet]:
         own = (self.task, self, self.splits[phase], self.max_eval_samples if phase == "test" else None)
-        parts: dict[str, tuple[Task, Any, str, int | None]] = {self.task.name: own}
+        parts: dict[str, tuple[Task, Any, str, int | None]] = {self.target_name: own}
         parts |= {name: (s.task, s, s.split, s.max_samples) for name, s in self._beside().items()}
         sets = []
         for name, (task, place, split, limit) in parts.items():

@@ -139,6 +139,15 @@ def test_a_stage_scores_the_other_targets(config: Path, tmp_path: Path, monkeypa
     assert fewer["others"] == {"earlier": told["others"]["earlier"]}
 
 
+def test_a_target_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    """Two stages of one task, told apart."""
+    data = VQADataModule(Toy(), tmp_path, name="first", others=held(tmp_path, "toy"))
+    data.setup("test")
+    assert [one.name for one in data.sets["test"]] == [*data.tasks] == ["first", "toy"]
+    with pytest.raises(DatasetError, match="the target and data.others have the name 'second'"):
+        VQADataModule(Toy(), tmp_path, name="second", others=held(tmp_path, "second"))
+
+
 def test_every_stage_so_far_is_drawn(tmp_path: Path) -> None:
     """The third stage of three, whose second has no word of the task to come."""
     from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger

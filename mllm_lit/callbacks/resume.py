@@ -18,6 +18,7 @@ FREE = (
     "data.check_images",
     "data.eval_tokens",
     "data.max_eval_samples",
+    "data.name",
     "data.num_workers",
     "data.others",
     "data.sources",

@@ -78,7 +78,7 @@ class FinishedRun:
             points.append(self._score(label, weights))
             if out is not None:
                 self._write(weights, out)
-        Console().print(report.table(f"{method} {options or ''} on {self.run}", points, self.data.task.name))
+        Console().print(report.table(f"{method} {options or ''} on {self.run}", points, self.data.target_name))
         return {"run": str(self.run), "method": method, "options": options, "points": points}
 
     def _candidates(self, method: str, options: dict[str, Any], rows: int) -> Iterator[tuple[str, Weights]]:

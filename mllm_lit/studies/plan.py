@@ -150,7 +150,8 @@ class Plan:
         other = {name: without_earlier(self._options(values, name)) for name in stages if name != stage}
         targets = {name: self.facts(words_of(one))["target"] for name, one in other.items()}
         others = {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": targets}}
-        return told | ({} if first else {"model.start": start}) | ({"data.others": others} if targets else {})
+        beside = {"data.name": stage} | ({"data.others": others} if targets else {})
+        return told | ({} if first else {"model.start": start}) | beside
 
     def _rate(self, labels: Labels) -> tuple[float | None, list[Cell]]:
         """The rate of a combination, ``None`` while it is not chosen, and the cells that choose it."""

@@ -105,6 +105,7 @@ def test_a_stage_starts_from_the_one_before_and_scores_the_others(tmp_path: Path
     assert [cell.options.get("model.start") for cell in merged] == [None, "merge", "merge"]
     assert kept[0].key == merged[0].key
     assert len(plan.cells()) == len(cells) - 2  # the first stage is one run for all three
+    assert [cell.options["data.name"] for cell in kept] == ["one", "two", "three"]
     others = [cell.options["data.others"]["init_args"]["sets"] for cell in kept]
     assert [list(one) for one in others] == [["two", "three"], ["one", "three"], ["one", "two"]]
     assert others[0]["two"] == {"task": {"class_path": "Two"}}
