@@ -69,6 +69,15 @@ def test_the_docs_show_what_was_measured_of_evaluation() -> None:
         assert f"| {tokens} | {row} |" in text
 
 
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "studies").glob("*.md")), ids=lambda page: page.stem)
+def test_pages_of_studies_have_the_tables_of_their_results(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from study_pages import filled
+
+    text = page.read_text(encoding="utf-8")
+    assert filled(text) == text
+
+
 def test_the_page_of_performance_is_what_its_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     from performance import PAGE, page

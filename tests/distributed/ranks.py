@@ -20,6 +20,7 @@ from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
+from mllm_lit.objectives import FLOW, STM, KLToBase, Objective
 from mllm_lit.strategies import FSDP2Strategy
 from tests.checkpoints.process import SERVER
 from tests.toy import ROWS, Album, Toy, ToySource
@@ -44,6 +45,13 @@ RULES: dict[str, Callable[[], Rule]] = {
     "lora_sculpt": lambda: LoRASculpt(prune_at=3),
 }
 """Those that look at gradients, at data or at the model; the others are tried in tests/importance/test_sharded.py."""
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "kl": lambda: KLToBase(5.0, top_k=20),
+    "flow": FLOW,
+    "stm": lambda: STM(threshold=100.0),
+}
 
 
 class Trace(L.Callback):
@@ -80,6 +88,7 @@ def fit(
     score: bool = False,
     steps: int = -1,
     rule: str | None = None,
+    objective: str | None = None,
     keep: Path | None = None,
     cache: bool = False,
     album: dict[str, Any] | None = None,
@@ -114,6 +123,7 @@ def fit(
     if importance is not None:
         importance.batch_size = importance.batch_size or 2  # else that of one rank, and so other first batches
     kept = VisionCache() if cache else None
+    start |= {} if objective is None else {"objective": OBJECTIVES[objective]()}
     model = MLLMModule(
         Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept, **start
     )

@@ -1,0 +1,50 @@
+"""Objectives on two ranks: what the model says before training is shared out, and a step is that of one process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.ranks import OBJECTIVES, fit, together
+
+pytestmark = pytest.mark.slow
+STRATEGIES = ("ddp", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Any]]:
+    """(objective, strategy) -> report with the trained tensors."""
+    out = tmp_path_factory.mktemp("objectives")
+    (out / "data").mkdir()
+    common = {"backbone": tiny_folder, "data": out / "data", "steps": 6, "adapter": "full"}
+    found = {("none", "one"): fit(**common, folder=out / "none-one")}
+    for name in OBJECTIVES:
+        found[name, "one"] = fit(**common, folder=out / f"{name}-one", objective=name)
+    jobs = {
+        (name, on): {**common, "folder": out / f"{name}-{on}", "name": on, "objective": name}
+        for name in OBJECTIVES
+        for on in STRATEGIES
+    }
+    found |= zip(jobs, together(out, list(jobs.values())), strict=True)
+    for (name, on), result in found.items():
+        files = (out / f"{name}-{on}" / "adapter").glob("*.safetensors")
+        result["tensors"] = {key: tensor for file in files for key, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.mark.parametrize("on", STRATEGIES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_train_what_one_process_trains(runs: Any, name: str, on: str) -> None:
+    """Losses of sums in another order, hence 1e-4."""
+    one, many = runs[name, "one"], runs[name, on]
+    torch.testing.assert_close(many["losses"], one["losses"], rtol=0, atol=1e-4)
+    for key, tensor in one["tensors"].items():
+        torch.testing.assert_close(many["tensors"][key], tensor, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_objective_matters(runs: Any, name: str) -> None:
+    plain, other = runs["none", "one"]["tensors"], runs[name, "one"]["tensors"]
+    assert max(float((other[key] - plain[key]).abs().max()) for key in plain) > 1e-3
