@@ -50,7 +50,7 @@ RULES: dict[str, Callable[[], Rule]] = {
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "kl": lambda: KLToBase(5.0, top_k=20),
     "flow": FLOW,
-    "stm": lambda: STM(threshold=100.0),
+    "stm": lambda: STM(threshold=524.0),
 }
 
 
