@@ -378,7 +378,8 @@ class MLLMDataModule(L.LightningDataModule):
         Raises:
             SettingError: The checkpoint's order is not this run's: another seed or other rows.
         """
-        self._rehearse()
+        if self.train_rows:  # else nothing is trained here
+            self._rehearse()
         mine = self._order()
         theirs = {key: state_dict[key] for key in mine}
         if self.train_rows and mine != theirs:

@@ -101,8 +101,11 @@ def test_the_models_own_answers_are_trained_on_and_a_resumed_run_has_the_same(
     if made():
         assert resumed.objective.strength == model.objective.strength != made().strength
     kept.unlink()
+    tested = VQADataModule(IconQA("choose_txt"), max_eval_samples=2, rehearse=Rehearse(0.5))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step=3.ckpt"
+    trainer(tmp_path).test(base, datamodule=tested, ckpt_path=checkpoint)
     with pytest.raises(SettingError, match="the weights have moved since"):
-        fit(tmp_path, made(), ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt")
+        fit(tmp_path, made(), ckpt_path=checkpoint)
 
 
 def test_the_multiplier_grows_beyond_the_budget_and_shrinks_within() -> None:
