@@ -14,6 +14,8 @@ from mllm_lit.evaluation.sets import Scores
 from mllm_lit.metrics import forgetting, normalised, tradeoff
 
 PACKAGES = ("mllm_lit", "torch", "lightning", "transformers", "peft")
+PARTS = ("backbone", "adapter", "objective", "importance")
+"""What a run was put together from; files of earlier versions have no objective."""
 
 
 def summarise(
@@ -35,7 +37,7 @@ def summarise(
     Args:
         experiment: Name of the run.
         seed: The run's seed.
-        parts: ``backbone``, ``adapter`` and ``importance``, by name.
+        parts: ``backbone``, ``adapter``, ``objective`` and ``importance``, by name.
         headlines: Set -> the score reported for it; the target comes first, the rest are sources.
         others: Likewise, of sets that are neither and enter no mean.
         before: Scores of the backbone, in points.
@@ -100,7 +102,7 @@ def write(summary: dict[str, Any], folder: Path) -> Path:
 
 def table(summary: dict[str, Any]) -> Table:
     """The run's results as a table for the terminal, 80 columns wide at most for short names."""
-    parts = " · ".join(str(summary[key]) for key in ("backbone", "adapter", "importance") if summary[key])
+    parts = " · ".join(str(summary[key]) for key in PARTS if summary.get(key))
     title = f"{summary['experiment']}: {parts} · seed {summary['seed']}"
     out = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
     others = summary.get("others", {})  # of sequences; earlier files have none

@@ -92,6 +92,7 @@ class SummaryCallback(L.Callback):
             parts={
                 "backbone": str(pl_module.backbone.path),
                 "adapter": type(pl_module.adapter).__name__,
+                "objective": None if pl_module.objective is None else type(pl_module.objective).__name__,
                 "importance": None if pl_module.importance is None else type(pl_module.importance).__name__,
             },
             headlines=self.forgetting.headlines,

@@ -22,6 +22,7 @@ from mllm_lit.reports.predictions import (
     shown,
 )
 from mllm_lit.reports.scores import Difference, ReportError, scores_of, sets_of
+from mllm_lit.summary import PARTS
 
 SHOWN = 6
 """Predictions of each set that are shown as learned, and as forgotten."""
@@ -142,7 +143,7 @@ def write_runs(
 def page_of(runs: Sequence[Run]) -> Page:
     """What there is to say of some runs."""
     first = runs[0].summary
-    parts = [str(first[key]) for key in ("backbone", "adapter", "importance") if first.get(key)]
+    parts = [str(first[key]) for key in PARTS if first.get(key)]
     if len(runs) > 1:
         title = f"{len(runs)} runs on {first['target']['name']}"
         page = Page(title, f"All are compared with the first, {runs[0].name}.")
