@@ -126,12 +126,17 @@ def test_the_saved_adapter_gives_the_trained_logits(
     assert per_token.tolist() == pytest.approx([json.loads(row)["nll"] for row in rows], rel=1e-4)
 
 
-def test_spider_runs_by_one_word_and_resumes(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("part", "file", "kind"), [("importance", "spider", "Spider"), ("objective", "kl_to_base", "KLToBase")]
+)
+def test_a_rule_or_an_objective_runs_by_one_word_and_resumes(
+    part: str, file: str, kind: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["--config", str(config), "--model.adapter", str(CONFIGS / "adapters" / "full.yaml")]
-    words += ["--model.importance", str(CONFIGS / "importance" / "spider.yaml")]
+    words += [f"--model.{part}", str(CONFIGS / part.replace("objective", "objectives") / f"{file}.yaml")]
     run(monkeypatch, *words, "--trainer.max_epochs", "2")
     logs = tmp_path / "logs" / "toy_run"
-    assert json.loads((logs / "version_0" / "summary.json").read_text())["importance"] == "Spider"
+    assert json.loads((logs / "version_0" / "summary.json").read_text())[part] == kind
     # The schedule's length is part of what is resumed, so the run is cut by its checkpoint interval instead.
     keep = ["--trainer.callbacks", "[{class_path: mllm_lit.callbacks.TrainableCheckpoint, "]
     keep[1] += "init_args: {every_n_train_steps: 5, keep: -1}}]"
