@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from mllm_lit.studies.plan import Cell, Plan
 from mllm_lit.studies.store import RUNS, Store
-from mllm_lit.studies.study import Options, StudyError
+from mllm_lit.studies.study import SEED, Options, StudyError
 
 POLL = 0.2
 """Seconds between looks at the processes of this machine."""
@@ -180,7 +180,10 @@ class Local:
         return self.store.states(self.plan.cells())
 
     def _ready(self, states: Sequence[tuple[Cell, str]]) -> list[Cell]:
-        return [cell for cell in ready(states) if cell.key not in self._tried]
+        """What may start, the first seed of everything ahead of the second, so that a part can be compared."""
+        seeds = [None, *self.plan.study.axes.get(SEED, ())]  # cells that choose a rate have none
+        found = [cell for cell in ready(states) if cell.key not in self._tried]
+        return sorted(found, key=lambda cell: seeds.index(cell.labels.get(SEED)))
 
     def _start(self, cell: Cell, slot: int, watch: Watch) -> None:
         process = start(cell, self.store, self.tools.command(cell, self.store), **shares(slot, self.jobs))

@@ -54,6 +54,12 @@ def test_everything_is_run_once_and_in_order(tmp_path: Path) -> None:
     assert merged.summary["sources"]["s"]["forgetting"] == 5
 
 
+def test_the_first_seed_of_everything_is_run_first(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path)
+    Local(plan, store, tools(tmp_path / "tools"), jobs=1).run()
+    assert [call["--seed_everything"] for call in calls(store)] == ["7"] * 3 + ["1", "1", "2", "2"]
+
+
 def test_results_that_are_kept_stand_for_runs_that_are_not_here(tmp_path: Path) -> None:
     plan, store = planned(tmp_path)
     Local(plan, store, tools(tmp_path / "tools")).run()
