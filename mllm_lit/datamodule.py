@@ -35,7 +35,6 @@ class MLLMDataModule(L.LightningDataModule):
 
     Args:
         task: How the target is read, asked and scored.
-        name: Of the target in scores and files; ``None`` for the task's.
         root: Folder of the target's official release; ``None`` takes the data embedded in the package.
         sources: The held-out sources; ``None`` measures no forgetting.
         others: Sets that are scored as the sources are, but do not count in A^S, H and O: the earlier and later targets
@@ -63,13 +62,13 @@ class MLLMDataModule(L.LightningDataModule):
             found after hours. Switch it off for a set that was checked before.
         num_workers: Loader processes per rank.
         seed: Of subsets and order; ``None`` takes the run's (``seed_everything``).
+        name: Of the target in scores and files; ``None`` for the task's.
     """
 
     def __init__(
         self,
         task: Task,
         root: Path | str | None = None,
-        name: str | None = None,
         sources: Sources | None = None,
         others: Sources | None = None,
         batch_size: int = 16,
@@ -91,6 +90,7 @@ class MLLMDataModule(L.LightningDataModule):
         check_images: bool = True,
         num_workers: int = 0,
         seed: int | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         self.task, self._root = task, root
