@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,3 +157,19 @@ def test_pulled_to_all_that_was_said_the_model_moves_less_on_it(
         return float((logits[0].exp() * (logits[0] - logits[1])).sum(1).mean())
 
     assert apart(KLOnMixed(20.0)) < apart(None)
+
+
+def test_a_step_is_looked_at_once_whatever_its_batches_and_never_again_after_resuming() -> None:
+    """Four batches an optimizer step, looked at every second step; begun anew, and resumed at step 2."""
+    for begin, expected in ((0, [2, 4]), (2, [4])):
+        seen: list[int] = []
+        fit: Any = SimpleNamespace(global_step=begin, loggers=[], datamodule=SimpleNamespace(held_out=[], batch_size=1))
+        own = SimpleNamespace(
+            needs_before=False, look_every=2, looked=lambda apart, at=fit, seen=seen: seen.append(at.global_step) or {}
+        )
+        watch, model = callback.ObjectiveCallback(), SimpleNamespace(objective=own)
+        watch.on_train_start(fit, model)
+        for batch in range(1, 4 * (5 - begin) + 1):
+            fit.global_step = begin + batch // 4
+            watch.on_train_batch_end(fit, model)
+        assert seen == expected

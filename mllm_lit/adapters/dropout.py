@@ -1,4 +1,4 @@
-"""Dropout whose masks cost a CPU about a quarter of torch's."""
+"""Dropout whose masks cost a CPU about half of torch's."""
 
 import math
 from typing import Any

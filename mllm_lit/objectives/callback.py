@@ -25,7 +25,7 @@ class ObjectiveCallback(L.Callback):
     directory. A run that is resumed reads it there: its weights are no longer those before training.
     """
 
-    _looked = -1
+    _looked = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compute it, or read what is kept, and let the objective look at it.
@@ -33,6 +33,7 @@ class ObjectiveCallback(L.Callback):
         Raises:
             ObjectiveError: It cannot be had any more, or the objective means nothing on these samples.
         """
+        self._looked = trainer.global_step  # a checkpoint of this step was written after its look
         objective: Objective | None = pl_module.objective
         if objective is None or not objective.needs_before:
             return
