@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mllm_lit.adapters.base import Adapter
+from mllm_lit.adapters.callback import AdapterCallback
 from mllm_lit.allocator import memory_given_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
@@ -153,6 +154,8 @@ class MLLMModule(L.LightningModule):
     def configure_callbacks(self) -> list[L.Callback]:
         """Put the callbacks that the arguments ask for ahead of the trainer's, which may score what they do."""
         own: list[L.Callback] = [BackboneCallback()]
+        if self.adapter.looks_at_data:
+            own.append(AdapterCallback())
         if self.objective is not None:
             own.append(ObjectiveCallback())
         if self.importance is not None:
@@ -380,6 +383,7 @@ class MLLMModule(L.LightningModule):
             "tokens": self.tokens,
             "positions": self.positions,
             "objective": {} if self.objective is None else self.objective.state_dict(),
+            "initial": self.adapter.initial_state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -412,6 +416,8 @@ class MLLMModule(L.LightningModule):
                 f"{type(self.adapter).__name__}: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
                 f"{extra[:3]}, {len(shapes)} of another shape {shapes[:3]}. Resume with its own adapter."
             )
+        assert self.net is not None
+        self.adapter.load_initial_state(self.net, own.get("initial", {}))
         if self.on_checkpoint is not None:
             self.on_checkpoint(checkpoint)
         if self.importance is not None and self.importance.needs_reference:

@@ -19,6 +19,8 @@ class Stream(IntEnum):
     """Of a batch that a rule looks at."""
     CONNECTOR = 6
     """Initial values of a new connector between parts."""
+    ADAPTER_INPUTS = 7
+    """Texts or rows that an adapter looks at before training."""
 
 
 def run_seed() -> int:

@@ -16,7 +16,7 @@ FLOORS = (
     ("adapters", "answers", "packed_rows"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("inference", "objectives", "sources", "run_directory", "trainer", "reports"),
+    ("adapters.callback", "inference", "objectives", "sources", "run_directory", "trainer", "reports"),
     ("rehearsal", "replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),

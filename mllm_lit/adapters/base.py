@@ -1,6 +1,7 @@
 """What is trained: an adapter opens some tensors of a frozen backbone and says how fast each of them learns."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from mllm_lit.backbones.layout import Layout, Role
 from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mllm_lit.backbones.load import LoadedBackbone
 
@@ -31,6 +32,8 @@ class Adapter(ABC):
     """Whether the logits right after :meth:`attach` are promised to be those of the backbone."""
     adds_computations = False
     """Whether it is no update of the weights, so that it cannot be merged into them."""
+    looks_at_data = False
+    """Whether :meth:`initialise` is to be called before training."""
     extra_positions = 0
     """How many positions the adapter puts ahead of the logits (virtual tokens of prompt tuning)."""
 
@@ -133,6 +136,26 @@ class Adapter(ABC):
     def rate_of(self, name: str) -> tuple[str, float]:
         """A label for parameters that learn at a multiple of their role's rate, and that multiple."""
         return "", 1.0
+
+    def initialise(self, model: "nn.Module", products: "Mapping[str, Tensor]") -> None:
+        """Begin where the model's layers read least, where ``looks_at_data``.
+
+        Args:
+            model: What :meth:`attach` returned.
+            products: XᵀX of the inputs of some of its low-rank layers; see :mod:`mllm_lit.adapters.subspace`.
+
+        Raises:
+            AdapterError: A layer was given no input, or is smaller than the rank.
+        """
+        return
+
+    def initial_state(self) -> "dict[str, Tensor]":
+        """What :meth:`initialise` has found, for a checkpoint; empty without it."""
+        return {}
+
+    def load_initial_state(self, model: "nn.Module", state: "dict[str, Tensor]") -> None:
+        """Begin where another run began, see :meth:`initial_state`."""
+        return
 
     def without_new_modules(self, model: "nn.Module") -> Any:
         """A context in which the modules that :meth:`wrap` put in have no effect."""

@@ -2,13 +2,14 @@
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.copies import snapshot, whole
+from mllm_lit.adapters.subspace import SUBSPACES, low_rank_layers, split_off, split_off_subspace
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Initialisations that subtract something from the weights they are added to.
-MUTATING = ("pissa", "olora", "loftq")
-# Initialisations that have to see data first.
-DATA_DRIVEN = ("eva", "corda", "lora_ga")
+MUTATING = ("pissa", "olora", "loftq", *SUBSPACES)
+# Initialisations of peft that have to see data first.
+DATA_DRIVEN = ("eva", "lora_ga")
 
 
 class PeftAdapter(Adapter):
@@ -90,11 +91,18 @@ class LoRA(PeftAdapter):
         where: Linear layers of the attention, of the MLP, or both.
         blocks: ``all``, the last so many, or a list of indices.
         init: As peft's ``init_lora_weights``: ``true`` (zero at the start), ``gaussian``, ``pissa``,
-            ``pissa_niter_4``, ``olora``, ``orthogonal``, ``loftq``.
+            ``pissa_niter_4``, ``olora``, ``orthogonal``, ``loftq``, ``mica``; or ``corda`` or ``lora_null``, which look
+            at what the layers read before training (:mod:`mllm_lit.adapters.subspace`).
         use_dora: Learn magnitude and direction apart (arXiv 2402.09353).
         use_rslora: Scale by the square root of the rank (arXiv 2312.03732).
         lora_plus_ratio: How much faster B learns than A (arXiv 2402.12354).
         vision: Put low-rank updates into the vision encoder, too.
+        init_from: What ``corda`` and ``lora_null`` look at: texts that the model writes, or rows of the sources' train
+            splits, in turns.
+        init_rows: How many.
+        freeze_a: Train B alone.
+        best_conditioned: Adapt this share of the chosen linear layers, those whose weights have the smallest condition
+            number (KappaTune, arXiv 2506.16289); ``None`` for all.
         **shared: The arguments of :class:`~mllm_lit.adapters.base.Adapter`.
     """
 
@@ -110,11 +118,18 @@ class LoRA(PeftAdapter):
         use_rslora: bool = False,
         lora_plus_ratio: float | None = None,
         vision: Literal["frozen", "lora"] = "frozen",
+        init_from: Literal["generated", "sources"] = "generated",
+        init_rows: int = 256,
+        freeze_a: bool = False,
+        best_conditioned: float | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         if isinstance(init, str) and init.startswith(DATA_DRIVEN):
-            raise AdapterError(f"init: {init} has to see data before training, which no run here gives it.")
+            raise AdapterError(
+                f"init: {init} has to see data before training, which no run here gives it. Those that are shown some "
+                f"are {' and '.join(SUBSPACES)}."
+            )
         self.rank = in_range("adapter.rank", rank, 1)
         self.alpha = in_range("adapter.alpha", alpha, above=0)
         self.dropout = in_range("adapter.dropout", dropout, 0, below=1)
@@ -125,6 +140,9 @@ class LoRA(PeftAdapter):
         self.use_rslora = use_rslora
         self.lora_plus_ratio = in_range("adapter.lora_plus_ratio", lora_plus_ratio, above=0)
         self.vision = vision
+        self.init_from, self.init_rows = init_from, in_range("adapter.init_rows", init_rows, 1)
+        self.freeze_a = freeze_a
+        self.best_conditioned = in_range("adapter.best_conditioned", best_conditioned, 0, 1)
         self._at_attach: dict[str, Tensor] = {}
 
     @property
@@ -136,7 +154,8 @@ class LoRA(PeftAdapter):
         """See :meth:`PeftAdapter.config`."""
         from peft import LoraConfig
 
-        names = set(block_linears(model, layout, self.where, self.blocks))
+        linears = block_linears(model, layout, self.where, self.blocks)
+        names = set(linears if self.best_conditioned is None else best_conditioned(linears, self.best_conditioned))
         if self.connector == "lora":
             names |= role_linears(model, layout, "connector").keys()
         if self.vision == "lora":
@@ -146,7 +165,7 @@ class LoRA(PeftAdapter):
             lora_alpha=cast("int", self.alpha),
             lora_dropout=self.dropout,
             target_modules=pattern(names),
-            init_lora_weights=cast("Any", self.init),
+            init_lora_weights=cast("Any", True if self.init in SUBSPACES else self.init),
             use_dora=self.use_dora,
             use_rslora=self.use_rslora,
         )
@@ -157,10 +176,39 @@ class LoRA(PeftAdapter):
 
         wrapped = super().wrap(model, layout)
         draw_geometrically(wrapped)
-        if self.mutates:
-            trained = ((name, p) for name, p in wrapped.named_parameters() if p.requires_grad)
-            self._at_attach = {name: snapshot(p) for name, p in trained}
+        if self.freeze_a:
+            for layer in low_rank_layers(wrapped).values():
+                layer.lora_A.requires_grad_(False)
+        if self.mutates and not self.looks_at_data:
+            self._remember(wrapped)
         return wrapped
+
+    def _remember(self, model: "nn.Module") -> None:
+        """Keep what the update is made of before training."""
+        own = ((name, p) for name, p in model.named_parameters() if ".lora_" in name)
+        self._at_attach = {name: snapshot(p) for name, p in own}
+
+    @property
+    def looks_at_data(self) -> bool:  # type: ignore[override]
+        """See :class:`Adapter`."""
+        return self.init in SUBSPACES
+
+    def initialise(self, model: "nn.Module", products: "Mapping[str, Tensor]") -> None:
+        """See :meth:`Adapter.initialise`."""
+        split_off_subspace(model, str(self.init), products)
+        self._remember(model)
+
+    def initial_state(self) -> "dict[str, Tensor]":
+        """See :meth:`Adapter.initial_state`."""
+        return self._at_attach if self.looks_at_data else {}
+
+    def load_initial_state(self, model: "nn.Module", state: "dict[str, Tensor]") -> None:
+        """See :meth:`Adapter.load_initial_state`."""
+        if not state:
+            return
+        for name, layer in low_rank_layers(model).items():
+            split_off(layer, *(state[f"{name}.{part}.default.weight"] for part in ("lora_B", "lora_A")))
+        self._remember(model)
 
     def rate_of(self, name: str) -> tuple[str, float]:
         """LoRA+ lets B learn faster; see :meth:`Adapter.rate_of`."""
@@ -171,7 +219,7 @@ class LoRA(PeftAdapter):
     @contextmanager
     def without_new_modules(self, model: "nn.Module") -> Iterator[None]:
         """See :meth:`Adapter.without_new_modules`; a mutated backbone is itself with the initial update only."""
-        if not self.mutates:
+        if not self._at_attach:
             with cast("PeftModel", model).disable_adapter():
                 yield
             return
@@ -187,7 +235,7 @@ class LoRA(PeftAdapter):
 
     def save_modules(self, model: "nn.Module", folder: Path, is_main: bool) -> None:
         """Write peft's two files; an update of a mutated backbone as one of the backbone itself, of twice the rank."""
-        if not self.mutates:
+        if not self._at_attach:
             super().save_modules(model, folder, is_main)
             return
         with tempfile.TemporaryDirectory() as start:
@@ -199,3 +247,18 @@ class LoRA(PeftAdapter):
                 is_main_process=is_main,
                 path_initial_model_for_weight_conversion=start,
             )
+
+
+def best_conditioned(linears: "dict[str, nn.Module]", share: float) -> list[str]:
+    """Names of the linear layers whose weights have the smallest condition numbers (KappaTune), at least one.
+
+    Args:
+        linears: By name.
+        share: Of them.
+    """
+    from peft.helpers import KappaTuneSelector
+    from torch import nn
+
+    names = list(linears)
+    selector = KappaTuneSelector(nn.ModuleList(linears.values()), show_progress=len(names) > 64)
+    return [names[int(place)] for place in selector.get_best_targets(top_p=share)]

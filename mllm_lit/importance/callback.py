@@ -1,6 +1,6 @@
 """Puts an importance rule between the optimizer and the weights, and its state into checkpoints."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -203,7 +203,12 @@ def wanted_rows(rule: Rule, data: Any) -> list[Sample]:
     sets = [data.train_rows]
     if rule.needs_data == "source":
         sets = [one.task.rows(one.root, one.task.split_names["train"]) for one in wanted_sets(rule, data).values()]
-    generator = torch.Generator().manual_seed(stream_seed(Stream.PROBED_ROWS))
+    return in_turns(sets, stream_seed(Stream.PROBED_ROWS))
+
+
+def in_turns(sets: Sequence[Sequence[Sample]], seed: int) -> list[Sample]:
+    """The rows of several sets, each in an order drawn with the seed: one of each set, then the next of each."""
+    generator = torch.Generator().manual_seed(seed)
     shuffled = [[rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()] for rows in sets]
     return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]
 

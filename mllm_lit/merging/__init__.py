@@ -3,6 +3,7 @@
 from mllm_lit.merging.base import Merge, MergeError
 from mllm_lit.merging.dare import DARE
 from mllm_lit.merging.grafting import Grafting
+from mllm_lit.merging.intruders import ReduceIntruders
 from mllm_lit.merging.tailor import ModelTailor, hessians
 from mllm_lit.merging.ties import TIES
 from mllm_lit.merging.wise_ft import WiSEFT, sweep
@@ -14,6 +15,7 @@ MERGES: dict[str, type[Merge]] = {
     "ties": TIES,
     "grafting": Grafting,
     "model_tailor": ModelTailor,
+    "reduce_intruders": ReduceIntruders,
 }
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Merge",
     "MergeError",
     "ModelTailor",
+    "ReduceIntruders",
     "WiSEFT",
     "hessians",
     "sweep",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mllm_lit.adapters import IA3, Adapter, AdapterError, Bottleneck, Full, LoRA, Peft, Prefix, Prompt
+from mllm_lit.adapters.subspace import input_products, low_rank_layers
 from mllm_lit.backbones import LoadedBackbone
 from mllm_lit.backbones.load import checkpoint_activations
 from tests.processors.beds import BEDS, Bed, build, picture
@@ -36,6 +37,9 @@ CASES: dict[str, Callable[[], Adapter]] = {
     "osf": lambda: Peft("OSF", {"effective_rank": 4}, where="attention"),
     "shira": lambda: Peft("SHIRA", {"r": 2}),
     "mica": lambda: LoRA(rank=4, init="mica"),
+    "corda": lambda: LoRA(rank=4, alpha=8, init="corda"),
+    "lora_null": lambda: LoRA(rank=4, alpha=8, init="lora_null", freeze_a=True),
+    "kappa": lambda: LoRA(rank=4, best_conditioned=0.3),
     "vera": lambda: Peft("VERA", {"r": 4}, where="attention"),
     "full": lambda: Full(),
     "full last block": lambda: Full(blocks=1),
@@ -53,7 +57,7 @@ TABLE = [
     *[(case, "qwen2_5_vl") for case in CORE if case != "prefix"],  # refused there, see below
     *[(case, "idefics3") for case in CORE],
 ]
-MUTATED = {"pissa", "olora"}
+MUTATED = {"pissa", "olora", "corda", "lora_null"}
 TEXTS = ["USER: <image> what colour? ASSISTANT: red</s>", "USER: <image> which one? ASSISTANT: blue</s>"]
 
 CHANGES_AT_ATTACH = {"bottleneck normal", "prefix", "prefix projected", "prompt"}
@@ -68,6 +72,17 @@ def backbone(made: Bed) -> LoadedBackbone:
 def inputs(made: Bed) -> dict[str, Tensor]:
     """Two rows with a picture each."""
     return made.inputs(TEXTS, [picture((255, 0, 0)), picture((0, 0, 255))])
+
+
+def attach(adapter: Adapter, loaded: LoadedBackbone, batch: dict[str, Tensor]) -> nn.Module:
+    """Attached, and shown two rows where it begins from what layers read."""
+    model = adapter.attach(loaded)
+    model.eval()
+    if adapter.looks_at_data:
+        with input_products(low_rank_layers(model)) as products:
+            logits(model, batch)
+        adapter.initialise(model, products)
+    return model
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -110,8 +125,7 @@ def test_contract(case: str, family: str, tmp_path: Path) -> None:
     theta0 = {name: parameter.detach().clone() for name, parameter in made.model.named_parameters()}
     torch.manual_seed(0)
     adapter = CASES[case]()
-    model = adapter.attach(loaded)
-    model.eval()
+    model = attach(adapter, loaded, batch)
     tolerance = 2e-5 if case in MUTATED else EXACT
 
     difference = (logits(model, batch) - before).abs().max()
@@ -177,7 +191,7 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt"])
+@pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt", "corda", "lora_null"])
 def test_resume_equals_uninterrupted(case: str) -> None:
     made = build("llava")
     batch = inputs(made)
@@ -186,16 +200,17 @@ def test_resume_equals_uninterrupted(case: str) -> None:
         torch.manual_seed(0)
         loaded = backbone(build("llava"))
         adapter = CASES[case]()
-        model = adapter.attach(loaded)
-        model.eval()
+        model = attach(adapter, loaded, batch)
         learn(adapter, model, loaded, batch, steps=1)
         if interrupted:
+            began = adapter.initial_state()
             kept = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
             torch.manual_seed(0)
             loaded = backbone(build("llava"))
             adapter = CASES[case]()
             model = adapter.attach(loaded)
             model.eval()
+            adapter.load_initial_state(model, began)
             missing = model.load_state_dict(kept, strict=False)
             assert not missing.unexpected_keys
         learn(adapter, model, loaded, batch, steps=1)

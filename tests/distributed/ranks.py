@@ -4,6 +4,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "full": lambda: Full(lr=1e-3, connector_lr=1e-3),
     "connector": lambda: Full(blocks=0, connector_lr=3e-2),
 }
+BEGUN: dict[str, Callable[[], Adapter]] = {
+    init: partial(LoRA, 4, 8, 0.0, lr=1e-2, connector_lr=1e-3, init=init, init_rows=9)
+    for init in ("corda", "lora_null")
+}
+"""Begin from what layers read, which FSDP2 refuses."""
 RULES: dict[str, Callable[[], Rule]] = {
     "spider": Spider,
     "gradient_topk": lambda: GradientTopK(trained=0.2),
@@ -125,7 +131,11 @@ def fit(
     kept = VisionCache() if cache else None
     start |= {} if objective is None else {"objective": OBJECTIVES[objective]()}
     model = MLLMModule(
-        Backbone(path=str(backbone), dtype="float32"), ADAPTERS[adapter](), importance, vision_cache=kept, **start
+        Backbone(path=str(backbone), dtype="float32"),
+        (ADAPTERS | BEGUN)[adapter](),
+        importance,
+        vision_cache=kept,
+        **start,
     )
     sources = None if rule is None and album is None else Sources({"source": Source(ToySource(), data)})
     task, settings = (Toy(), {"batch_size": 2 // ranks}) if album is None else (Album(), album)

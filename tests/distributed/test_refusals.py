@@ -13,7 +13,9 @@ from tests.processors.beds import build
 from tests.test_module import module
 
 
-@pytest.mark.parametrize("adapter", [LoRA(rank=2, init="pissa"), Prefix(tokens=2), Prompt(tokens=2)])
+@pytest.mark.parametrize(
+    "adapter", [*(LoRA(rank=2, init=init) for init in ("pissa", "corda")), Prefix(tokens=2), Prompt(tokens=2)]
+)
 def test_what_cannot_be_saved_from_shards(adapter: Adapter) -> None:
     loaded = backbone(build("llava"))
     net = adapter.attach(loaded)

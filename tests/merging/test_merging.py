@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mllm_lit.importance import RandomMask
-from mllm_lit.merging import DARE, MERGES, TIES, Grafting, Merge, MergeError, ModelTailor, WiSEFT, hessians, sweep
+from mllm_lit.merging import (
+    DARE,
+    MERGES,
+    TIES,
+    Grafting,
+    Merge,
+    MergeError,
+    ModelTailor,
+    ReduceIntruders,
+    WiSEFT,
+    hessians,
+    sweep,
+)
 
 
 def weights(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -29,6 +41,7 @@ ENDS: dict[str, tuple[Callable[[], Merge], Callable[[], Merge]]] = {
     "grafting": (lambda: Grafting(0.0), lambda: Grafting(1.0)),
     "model_tailor": (lambda: ModelTailor(0.0), lambda: ModelTailor(1.0)),
     "dare": (lambda: WiSEFT(0.0), lambda: DARE(0.0)),  # a drop of 1 is refused: it would divide by zero
+    "reduce_intruders": (lambda: WiSEFT(0.0), lambda: ReduceIntruders(scale=1.0)),
     "none": (lambda: WiSEFT(0.0), Merge),
 }
 
@@ -153,3 +166,29 @@ def test_weights_of_another_model() -> None:
         WiSEFT()({"a": before["a"]}, after)
     with pytest.raises(MergeError, match="same model"):
         WiSEFT()({"a": before["a"], "b": torch.zeros(4)}, after)
+
+
+def test_intruders_as_peft_reduces_them() -> None:
+    """peft makes a low-rank adapter of what is left; of full rank here, so that nothing is cut off."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 24, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+    before = {"w": layer.weight.detach().clone()}
+    config = LoraConfig(r=16, lora_alpha=8, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(nn.Sequential(layer), config)  # type: ignore[arg-type]
+    low = model.base_model.model[0]
+    with torch.no_grad():  # two strong directions that W does not have
+        low.lora_A["default"].weight[2:] = 0
+        low.lora_B["default"].weight.mul_(3)
+    after = {"w": before["w"] + low.get_delta_weight("default").detach()}
+    said: list[str] = []
+    reduce_intruder_dimension(model, top_k=5, threshold_epsilon=0.7, mitigation_lambda=0.4, logging_sink=said.append)
+    assert "Intruders: " in said[0]
+    expected = before["w"] + low.get_delta_weight("intruder_reduced").detach()
+    merged = ReduceIntruders(top_k=5, epsilon=0.7, scale=0.4)(before, after)["w"]
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=1e-5)  # fp32, three SVDs
+    assert (merged - after["w"]).abs().max() > 1e-2

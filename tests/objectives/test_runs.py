@@ -157,11 +157,9 @@ def test_what_is_logged(tiny_folder: Path, tmp_path: Path) -> None:
 def test_a_run_goes_on_with_what_was_kept(tiny_folder: Path, tmp_path: Path) -> None:
     """Bit for bit; without the file it is refused, since the weights have moved."""
 
-    def run(ends: list[Any], checkpoint: Path | None = None) -> dict[str, Tensor]:
+    def run(ends: list[Any], checkpoint: Path | None = None, folder: str = "checkpoints") -> dict[str, Tensor]:
         model = module(tiny_folder, Full(blocks="all", lr=1e-3, connector="tuned"), objective=KLToBase(1.0, top_k=5))
-        keep = ModelCheckpoint(
-            tmp_path / "run" / "checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}"
-        )
+        keep = ModelCheckpoint(tmp_path / "run" / folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         fit = trainer(tmp_path, max_epochs=2, callbacks=[*ends, keep])
         fit.fit(model, datamodule=data(tmp_path), ckpt_path=checkpoint)
         return weights(model)
@@ -172,11 +170,11 @@ def test_a_run_goes_on_with_what_was_kept(tiny_folder: Path, tmp_path: Path) -> 
         patch.setattr(callback, "run_directory", lambda trainer: tmp_path / "run")
         whole = run([])
         with pytest.raises(SystemExit):
-            run([Stop(2)])
+            run([Stop(3)], folder="cut")
         kept = list((tmp_path / "run").glob("before_training_*.safetensors"))
         assert len(kept) == 1
-        again = run([], tmp_path / "run" / "checkpoints" / "step=2.ckpt")
+        again = run([], tmp_path / "run" / "cut" / "step=2.ckpt")
         assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
         kept[0].unlink()
         with pytest.raises(ObjectiveError, match="cannot be computed once the weights have moved"):
-            run([], tmp_path / "run" / "checkpoints" / "step=2.ckpt")
+            run([], tmp_path / "run" / "cut" / "step=2.ckpt")
