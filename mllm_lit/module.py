@@ -86,6 +86,8 @@ class MLLMModule(L.LightningModule):
         self.objective = objective
         self.before_training: Store | None = None
         """What the model says before training, where the objective asks for it."""
+        self.kl_to_before: float | None = None
+        """How far it has moved from that at the end of training, nats an answer token of the target."""
         self.schedule, self.warmup = schedule, in_range("model.warmup", warmup, 0, 1)
         first, second = (in_range("model.betas", beta, 0, below=1) for beta in betas)
         self.betas, self.eps = (first, second), in_range("model.eps", eps, 0)

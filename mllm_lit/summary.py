@@ -31,6 +31,7 @@ def summarise(
     parameters: dict[str, int],
     cost: dict[str, float],
     precision: dict[str, str],
+    kl_to_before: float | None = None,
 ) -> dict[str, Any]:
     """Put a run's results into the form of ``summary.json``.
 
@@ -46,6 +47,8 @@ def summarise(
         parameters: ``total`` and ``trainable``.
         cost: Time, tokens, memory and operations of the training.
         precision: What was computed in (``used``), and ``why``.
+        kl_to_before: KL of the model before training to the one after, nats an answer token of the target's training
+            rows, where the objective keeps what the first says.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, headline in (headlines | others).items():
@@ -69,6 +72,7 @@ def summarise(
         "sources": {name: rows[name] for name in sources},
         "others": {name: rows[name] for name in others},
         "tradeoff": trade,
+        "kl_to_before": kl_to_before,
         "cost": cost,
         "precision": precision,
         "scores": {"before": before, "after": after},

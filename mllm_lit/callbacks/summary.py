@@ -103,6 +103,7 @@ class SummaryCallback(L.Callback):
             parameters=parameters(pl_module),
             cost=self._cost(trainer, pl_module),
             precision={"used": str(trainer.precision), "why": getattr(trainer, "precision_reason", "as set")},
+            kl_to_before=pl_module.kl_to_before,
         )
         path = summary.write(result, folder)
         self._log(trainer, result)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from mllm_lit.answers import labelled_outputs
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
-from mllm_lit.objectives.store import FEW, PROBED, Store, key_of, look, name_of, probe
+from mllm_lit.objectives.store import Store, key_of, look, name_of, probe, probed_batches
 from mllm_lit.run_directory import run_directory
 
 
@@ -92,29 +92,42 @@ class ObjectiveCallback(L.Callback):
             logger.log_metrics(told, step=step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Log how far the model has moved on a few tokens, by the kept ones and by the whole distribution."""
+        """Say how far the model has moved on a few of the target's tokens."""
         store, objective = pl_module.before_training, pl_module.objective
         if store is None or not len(store.probed):
             return
-        few = trainer.datamodule.train_rows[:FEW]  # type: ignore[attr-defined]
-        batch = pl_module.collate(few).to(pl_module.device)
-        before = store.of(batch)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        found: list[Tensor] = []
 
         def both(logits: Tensor, ids: Tensor, *columns: Tensor) -> Tensor:
             kept = kl_to_before(logits, BeforeTraining(*columns), objective.temperature)
             return torch.cat([kept[:, None], logits.float()], dim=1)
 
-        with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
-            found = labelled_outputs(pl_module.net, batch, both, before.columns())[:PROBED].float().cpu()
-        there = (store.probed / objective.temperature).log_softmax(1)
-        mine = (found[:, 1:] / objective.temperature).log_softmax(1)
-        whole = (there.exp() * (there - mine)).sum(1)
-        numbers = {"objective/kl_kept": float(found[:, 0].mean()), "objective/kl_whole": float(whole.mean())}
+        for rows in probed_batches(data.train_rows, data.batch_size):
+            batch = pl_module.collate(rows).to(pl_module.device)
+            columns = store.of(batch).columns()
+            with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
+                found.append(labelled_outputs(pl_module.net, batch, both, columns).float().cpu())
+            if sum(map(len, found)) >= len(store.probed):
+                break
+        seen = torch.cat(found)[: len(store.probed)]
+        kept, logits = seen[:, 0], seen[:, 1:]
+
+        def whole(temperature: float) -> float:
+            there, mine = ((one / temperature).log_softmax(1) for one in (store.probed, logits))
+            return float((there.exp() * (there - mine)).sum(1).mean())
+
+        pl_module.kl_to_before = whole(1.0)
+        numbers = {
+            "objective/kl_to_before": pl_module.kl_to_before,
+            "objective/kl_whole": whole(objective.temperature),
+            "objective/kl_kept": float(kept.mean()),
+        }
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=trainer.global_step)
         rank_zero_info(
-            f"KL to the model before training over {len(whole)} answer tokens: {numbers['objective/kl_whole']:.4f}, by "
-            f"the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
+            f"KL to the model before training over {len(logits)} answer tokens: {numbers['objective/kl_whole']:.4f}, "
+            f"by the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
         )
 
 
@@ -143,7 +156,8 @@ def compute(trainer: L.Trainer, module: Any, objective: Objective, samples: list
         found = look(
             module.net, module.collate, [samples[n] for n in numbers], size, objective, module.device, context, progress
         )
-        probed = probe(module.net, module.collate(samples[:FEW]).to(module.device), context)
+        batches = (module.collate(rows).to(module.device) for rows in probed_batches(samples, size))
+        probed = probe(module.net, batches, context)
     every: list[Any] = [(numbers, found)]
     if world > 1:
         every = [None] * world

@@ -19,9 +19,8 @@ from mllm_lit.errors import writing
 from mllm_lit.objectives.base import BeforeTraining, Objective
 
 PROBED = 64
-"""Of so many tokens, of the first :data:`FEW` samples, the whole distribution is kept, to tell what the most probable
-ones alone leave out."""
-FEW = 4
+"""Of so many answer tokens of the target's first samples the whole distribution is kept: to tell how far the model has
+moved at its end, and what the most probable tokens alone leave out."""
 
 
 def key_of(sample: Sample) -> str:
@@ -132,11 +131,22 @@ def look(
 
 
 @torch.no_grad()
-def probe(net: nn.Module, batch: Batch, context: Callable[[], AbstractContextManager[Any]]) -> Tensor:
-    """Log-probabilities (P, V) of the first answer tokens of a few samples."""
+def probed_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """The target's own samples of which the whole distribution is kept, in batches; replayed ones aside."""
+    own = [sample for sample in samples if not sample.source][:PROBED]
+    return [own[start : start + size] for start in range(0, len(own), size)]
+
+
+def probe(net: nn.Module, batches: Iterable[Batch], context: Callable[[], AbstractContextManager[Any]]) -> Tensor:
+    """Log-probabilities (P, V) of the first answer tokens of some samples."""
 
     def whole(logits: Tensor, ids: Tensor) -> Tensor:
         return nn.functional.log_softmax(logits.float(), dim=1)
 
-    with context():
-        return labelled_outputs(net, batch, whole)[:PROBED].float().cpu()
+    found: list[Tensor] = []
+    for batch in batches:
+        with context():
+            found.append(labelled_outputs(net, batch, whole).float().cpu())
+        if sum(map(len, found)) >= PROBED:
+            break
+    return torch.cat(found)[:PROBED]

@@ -40,7 +40,7 @@ def scores_of(summary: Summary, at: str = "end") -> dict[str, float]:
     if at == "end":
         told: Mapping[str, Mapping[str, float]] = summary.get("scores", {}).get("after", {})
         heads = {name: row["after"] for name, row in rows.items()}
-        trade: Mapping[str, float | None] = summary["tradeoff"] or {}
+        trade: Mapping[str, float | None] = (summary["tradeoff"] or {}) | {"kl_to_before": summary.get("kl_to_before")}
     else:
         told = validation(summary, at)["scores"]
         heads = {name: told[name][row["metric"]] for name, row in rows.items() if name in told}
@@ -56,7 +56,7 @@ def score_of(summary: Summary, score: str, at: str = "end") -> float:
     Args:
         summary: Its ``summary.json``.
         score: ``target``, ``A_S``, ``A_T``, ``H``, ``O``, a set's name (its headline score), or ``SET.METRIC``, such as
-            ``gqa.nll`` or ``scienceqa.accuracy/NAT``.
+            ``gqa.nll`` or ``scienceqa.accuracy/NAT``; ``kl_to_before`` where an objective has kept what it takes.
         at: ``end`` is the evaluation after training. ``least`` is the validation during training at which the target's
             NLL is least (the first of equal ones), ``least+2`` the second one behind it, ``epoch 3`` the one after
             three epochs; scores are then of the validation's samples.

@@ -306,11 +306,16 @@ def _value(where: str, row: Options) -> Value:
 
 
 def text(value: Any) -> str:
-    """A value as the command line takes it: a word as it is, anything else as YAML in one line."""
+    """A value as the command line takes it: a word as it is, anything else as YAML in one line.
+
+    >>> text(5.0e-4), text(1.0), text(1), text([1.0, "a"])  # a val_check_interval of 1.0 is an epoch, of 1 a batch
+    ('0.0005', '1.0', '1', '[1.0, a]')
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return f"{short}.0" if short.lstrip("-").isdigit() else short
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 

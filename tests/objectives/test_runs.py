@@ -178,3 +178,24 @@ def test_a_run_goes_on_with_what_was_kept(tiny_folder: Path, tmp_path: Path) -> 
         kept[0].unlink()
         with pytest.raises(ObjectiveError, match="cannot be computed once the weights have moved"):
             run([], tmp_path / "run" / "cut" / "step=2.ckpt")
+
+
+def test_how_far_it_moved_is_the_divergence_of_two_models(tiny_folder: Path, tmp_path: Path) -> None:
+    """Of the whole distribution at temperature 1, over the first 64 answer tokens, whatever the objective's own."""
+    model = module(tiny_folder, Full(blocks="all", lr=1e-2), objective=KLToBase(1.0, temperature=2.0, top_k=5))
+    fit = trainer(tmp_path, max_steps=4)
+    rows = data(tmp_path)
+    fit.fit(model, datamodule=rows)
+    first = opened(tiny_folder)
+    assert model.net is not None
+    model.net.eval()
+    parts = []
+    for sample in rows.train_rows[:64]:
+        batch = model.collate([sample])
+        kept = batch.labels[0, 1:] != -100
+        with torch.no_grad():
+            before, after = (one.net(**batch.inputs).logits[0, :-1][kept].log_softmax(1) for one in (first, model))
+        parts.append(torch.nn.functional.kl_div(after, before, reduction="none", log_target=True).sum(1))
+    expected = torch.cat(parts)[:64]
+    assert model.kl_to_before == pytest.approx(float(expected.mean()), rel=1e-3)
+    assert expected.mean() > 1e-3
