@@ -97,10 +97,9 @@ class LoRA(PeftAdapter):
         use_rslora: Scale by the square root of the rank (arXiv 2312.03732).
         lora_plus_ratio: How much faster B learns than A (arXiv 2402.12354).
         vision: Put low-rank updates into the vision encoder, too.
-        init_from: What ``corda`` and ``lora_null`` look at: texts that the model writes, or rows of the sources' train
-            splits, in turns.
-        init_rows: How many.
-        freeze_a: Train B alone.
+        init_from: What ``corda`` and ``lora_null`` look at: texts that the model writes (``None``, too), or rows of the
+            sources' train splits, in turns.
+        init_rows: How many; ``None`` for 256.
         best_conditioned: Adapt this share of the chosen linear layers, those whose weights have the smallest condition
             number (KappaTune, arXiv 2506.16289); ``None`` for all.
         **shared: The arguments of :class:`~mllm_lit.adapters.base.Adapter`.
@@ -118,9 +117,8 @@ class LoRA(PeftAdapter):
         use_rslora: bool = False,
         lora_plus_ratio: float | None = None,
         vision: Literal["frozen", "lora"] = "frozen",
-        init_from: Literal["generated", "sources"] = "generated",
-        init_rows: int = 256,
-        freeze_a: bool = False,
+        init_from: Literal["generated", "sources"] | None = None,
+        init_rows: int | None = None,
         best_conditioned: float | None = None,
         **shared: Any,
     ) -> None:
@@ -140,8 +138,13 @@ class LoRA(PeftAdapter):
         self.use_rslora = use_rslora
         self.lora_plus_ratio = in_range("adapter.lora_plus_ratio", lora_plus_ratio, above=0)
         self.vision = vision
-        self.init_from, self.init_rows = init_from, in_range("adapter.init_rows", init_rows, 1)
-        self.freeze_a = freeze_a
+        if init not in SUBSPACES and (init_from is not None or init_rows is not None):
+            raise AdapterError(
+                f"adapter.init_from and adapter.init_rows say what init: {' and '.join(SUBSPACES)} look at; init is "
+                f"{init}, which looks at nothing. Leave them out, or set init."
+            )
+        self.init_from = init_from or "generated"
+        self.init_rows = in_range("adapter.init_rows", 256 if init_rows is None else init_rows, 1)
         self.best_conditioned = in_range("adapter.best_conditioned", best_conditioned, 0, 1)
         self._at_attach: dict[str, Tensor] = {}
 
@@ -176,9 +179,6 @@ class LoRA(PeftAdapter):
 
         wrapped = super().wrap(model, layout)
         draw_geometrically(wrapped)
-        if self.freeze_a:
-            for layer in low_rank_layers(wrapped).values():
-                layer.lora_A.requires_grad_(False)
         if self.mutates and not self.looks_at_data:
             self._remember(wrapped)
         return wrapped

@@ -38,7 +38,7 @@ CASES: dict[str, Callable[[], Adapter]] = {
     "shira": lambda: Peft("SHIRA", {"r": 2}),
     "mica": lambda: LoRA(rank=4, init="mica"),
     "corda": lambda: LoRA(rank=4, alpha=8, init="corda"),
-    "lora_null": lambda: LoRA(rank=4, alpha=8, init="lora_null", freeze_a=True),
+    "lora_null": lambda: LoRA(rank=4, alpha=8, init="lora_null"),
     "kappa": lambda: LoRA(rank=4, best_conditioned=0.3),
     "vera": lambda: Peft("VERA", {"r": 4}, where="attention"),
     "full": lambda: Full(),

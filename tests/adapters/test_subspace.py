@@ -89,14 +89,6 @@ def test_the_products_are_those_of_the_layers_inputs() -> None:
     assert not found["never"].any()
 
 
-def test_frozen_a_is_left_as_it_begins() -> None:
-    made = build("llava")
-    model = attach(LoRA(rank=4, init="lora_null", freeze_a=True), backbone(made), inputs(made))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert any(".lora_B." in name for name in trained)
-    assert not any(".lora_A." in name for name in trained)
-
-
 def test_parts_hold_every_layer_once_and_keep_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     from mllm_lit.adapters import subspace
 
@@ -120,3 +112,8 @@ def test_refusals(adapter: LoRA, message: str) -> None:
     text["input_ids"] = torch.where(ids == image, torch.full_like(ids, 1), ids)
     with pytest.raises(AdapterError, match=message):
         attach(adapter, backbone(made), text)
+
+
+def test_what_only_they_look_at_is_refused_elsewhere() -> None:
+    with pytest.raises(AdapterError, match="init is True, which looks at nothing"):
+        LoRA(rank=4, init_rows=8)

@@ -16,7 +16,7 @@ from tests.test_module import Stop, data, module, trainer, weights
 
 KINDS: dict[str, dict[str, Any]] = {
     "corda": {"init": "corda", "init_rows": 6},
-    "lora_null": {"init": "lora_null", "init_rows": 6, "freeze_a": True},
+    "lora_null": {"init": "lora_null", "init_rows": 6},
     "sources": {"init": "corda", "init_rows": 6, "init_from": "sources"},
 }
 
