@@ -55,7 +55,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         if getattr(adapter, "mutates", False):
-            raise AdapterError("An initialisation that changes the backbone (PiSSA, OLoRA) cannot be sharded. Use DDP.")
+            raise AdapterError("An initialisation that changes the backbone (PiSSA, CorDA) cannot be sharded. Use DDP.")
         if any(config.is_prompt_learning for config in getattr(net, "peft_config", {}).values()):
             raise AdapterError("peft cannot save virtual tokens (prefix, prompt) from shards. Use DDP.")
         reach_always(net, model, layout)
