@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_lit.commands import Arguments
-from mllm_lit.errors import SettingError, writing
+from mllm_lit.errors import writing
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = {"class_path": "mllm_lit.data.MLLMDataModule", "init_args": {"task": "mllm_lit.tasks.ScienceQA"}}
@@ -38,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_known_args(args)
     other = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
     if other:
-        raise SettingError(f"{other[0]} is no option here; those of tools/fit.py that are begin with --data.")
+        parser.error(f"unrecognized arguments: {' '.join(other)}")
     name = (options.backbone or "").strip("/").removesuffix(".yaml").replace("/", "--")
     out = options.out or (options.run / "evaluation" if options.run else Path("logs") / "evaluation" / name)
     given = {"--data": options.data, "--data.sources": options.sources}
