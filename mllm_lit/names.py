@@ -103,7 +103,7 @@ def refuse_unknown(option: str, value: str) -> None:
     >>> refuse_unknown("model.adapter", "lorra")
     Traceback (most recent call last):
         ...
-    mllm_lit.errors.UsageError: --model.adapter lorra: there is no such file or name; did you mean lora or ...?
+    mllm_lit.errors.UsageError: --model.adapter lorra: there is no such file or name; did you mean lora, rslora or dora?
     """
     read = None if "\n" in value else loaded(value)
     if isinstance(read, str) and not os.path.isfile(find(option, value)):
@@ -134,7 +134,7 @@ def near(word: str, known: Iterable[str]) -> str:
     """Up to three known words that are like one, capitals aside, joined for a question; nothing if none is.
 
     >>> near("batchsize", ["batch_size", "batch_tokens", "root"]), near("LoRa", ["LoRA", "Full"]), near("x", ["root"])
-    ('batch_size or batch_tokens', 'LoRA', '')
+    ('batch_size', 'LoRA', '')
     """
     lower = {one.lower(): one for one in known}
     likely = [lower[one] for one in difflib.get_close_matches(word.lower(), lower, 3)]
