@@ -80,7 +80,9 @@ def classes(part: str) -> dict[str, Any]:
     """The classes that come with the package for a part, by name."""
     base: Any = resolve_name(PARTS[part])
     module = import_module(PARTS[part].rpartition(".")[0])
-    found = {name: getattr(module, name) for name in getattr(module, "__all__", getattr(module, "SERVED", ()))}
+    # What a module gives only when it is asked for, as mllm_lit.data does, is named in SERVED; VisionCache needs torch.
+    served = {name: getattr(module, name) for name in getattr(module, "SERVED", ())}
+    found = {name: one for name, one in vars(module).items() if name in getattr(module, "__all__", ())} | served
     return {name: one for name, one in sorted(found.items()) if isclass(one) and issubclass(one, base)}
 
 
