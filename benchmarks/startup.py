@@ -1,4 +1,5 @@
-"""Seconds from the start of ``tools/fit.py`` to its first line, its settings, its data, its backbone, its first step.
+"""Seconds from the start of ``tools/fit.py`` to its first line, its settings, its data, its backbone, its first step;
+and of ``tools/fit.py --PART.help``, which prints the options of a part.
 
     python benchmarks/startup.py --out benchmarks/results/startup.json
 
@@ -9,7 +10,7 @@ lies between ``ready_s`` and ``first_step_s``, the start of the scorers in it.
 
 Of the JSON, ``runs`` has a flat record of seconds for each run: ``first_line_s``, ``settings_read_s``,
 ``data_read_s`` (rows read and pictures checked), ``backbone_loaded_s``, ``ready_s`` (lengths measured, optimizer made,
-report printed), ``first_step_s`` (its beginning) and ``evaluation_before_s``.
+report printed), ``first_step_s`` (its beginning) and ``evaluation_before_s``. ``help_s`` has those of each part's help.
 """
 
 import argparse
@@ -141,8 +142,17 @@ def run(words: list[str], output: Path) -> dict[str, float]:
     return {name: round(value, 2) for name, value in found.items()}
 
 
+def help_of(part: str) -> float:
+    """Seconds until the options of a part are printed."""
+    begin = time.time()
+    command = [sys.executable, "tools/fit.py", f"--{part}.help"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=REPOSITORY, env=env, check=True, capture_output=True)
+    return round(time.time() - begin, 2)
+
+
 def main() -> None:
-    """Measure both runs and write the result."""
+    """Measure both runs and every part's help, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -160,10 +170,12 @@ def main() -> None:
         for name, words in given.items():
             runs[name] = min((run(words, output) for _ in range(options.repeat)), key=lambda one: one["first_step_s"])
             sys.stderr.write(f"{name}: {json.dumps(runs[name])}\n")
+    from mllm_lit.part_help import PARTS
     from mllm_lit.summary import commit
 
     report = {
         "runs": runs,
+        "help_s": {part: min(help_of(part) for _ in range(options.repeat)) for part in PARTS},
         "rows": ROWS,
         "repeat": options.repeat,
         "cores": os.cpu_count(),

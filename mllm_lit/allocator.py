@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 TUNABLES = "GLIBC_TUNABLES"
@@ -25,7 +26,8 @@ def start_again_with_joined_memory() -> None:
     Costs a start of Python; to be called before anything else is imported. A process that runs the script beside
     something else, such as a notebook's, is left alone.
     """
-    if TUNABLES not in os.environ and is_glibc() and sys.argv[0] in sys.orig_argv:
+    ours = sys.argv[0] in sys.orig_argv or sys.argv[0] == str(Path(__file__).with_name("__main__.py"))
+    if TUNABLES not in os.environ and is_glibc() and ours:
         os.environ[TUNABLES] = JOINED
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -1,6 +1,5 @@
 """What a command says, and refuses, before it imports the libraries that take seconds."""
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -9,8 +8,13 @@ from pathlib import Path
 import yaml
 
 from mllm_lit import __version__
-from mllm_lit.errors import SettingError
+from mllm_lit.errors import UsageError
+from mllm_lit.names import near, refuse_unknown, spelled, taken
 from mllm_lit.parsing import check_files, pairs
+from mllm_lit.part_help import asked, print_help
+
+COMMANDS = ("fit", "validate", "test", "predict")
+"""Of ``tools/fit.py``; the first is understood where none is given."""
 
 OPTIONS = frozenset(
     ("config", "seed_everything", "trainer", "model", "data", "experiment", "version", "output", "keep_before")
@@ -21,24 +25,46 @@ OPTIONS = frozenset(
 def begin(words: Sequence[str]) -> None:
     """Say what is about to be done, in a line on standard error, and refuse what can be seen to be wrong.
 
+    Prints the options of a part, and ends, where they are asked for.
+
     Raises:
-        SettingError: A file of settings is missing or no YAML, or the first part of a name is unknown.
+        UsageError: A command, a name, a file of settings, or the first part of an option is unknown.
+        SettingError: A file cannot be read.
     """
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
         sys.stderr.write(f"mllm_lit {__version__}: {' '.join(words) or 'no settings'}\n")
         sys.stderr.flush()
+    if words and not words[0].startswith("-"):
+        known_command(words[0], COMMANDS)
+    if (part := asked(words)) is not None:
+        print_help(*part)
+        raise SystemExit
+    words = spelled(words)
     check_files(words)
     for name, value in pairs(words):
+        if option := taken(f"--{name}"):
+            refuse_unknown(option, value)
         if name != "config" or holds_settings(value):
             continue
-        if not Path(value).is_file():
-            why = "it is a folder" if Path(value).is_dir() else f"there is no such file in {Path.cwd()}"
-            raise SettingError(f"--config {value}: {why}. Correct the path.")
         for key in yaml.safe_load(Path(value).read_text(encoding="utf-8")):
             known(str(key), value)
     for word in words:
         if word.startswith("--") and word not in ("--help", "--") and not word.startswith("--print_"):
             known(word[2:].partition("=")[0], "the command line")
+
+
+def known_command(word: str, commands: Sequence[str]) -> None:
+    """Refuse a command that there is not.
+
+    >>> known_command("tset", ["fit", "test"])
+    Traceback (most recent call last):
+        ...
+    mllm_lit.errors.UsageError: there is no command 'tset'; did you mean test? Commands are fit, test.
+    """
+    if word not in commands:
+        likely = near(word, commands)
+        hint = f"; did you mean {likely}?" if likely else "."
+        raise UsageError(f"there is no command {word!r}{hint} Commands are {', '.join(commands)}.")
 
 
 def holds_settings(value: str) -> bool:
@@ -60,10 +86,10 @@ def known(name: str, where: str) -> None:
     >>> known("modle.adapter.rank", "a.yaml")
     Traceback (most recent call last):
         ...
-    mllm_lit.errors.SettingError: a.yaml: there is no setting 'modle.adapter.rank'; did you mean 'model'? ...
+    mllm_lit.errors.UsageError: a.yaml: there is no setting 'modle.adapter.rank'; did you mean model? ...
     """
     first = name.partition(".")[0].rstrip("+")
     if first not in OPTIONS:
-        near = difflib.get_close_matches(first, OPTIONS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise SettingError(f"{where}: there is no setting {name!r}{hint} Known are {', '.join(sorted(OPTIONS))}.")
+        likely = near(first, OPTIONS)
+        hint = f"; did you mean {likely}?" if likely else "."
+        raise UsageError(f"{where}: there is no setting {name!r}{hint} Known are {', '.join(sorted(OPTIONS))}.")

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mllm_lit.begin import COMMANDS
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
@@ -22,11 +23,15 @@ from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
+from mllm_lit.names import spelled
 from mllm_lit.parsing import auto_beside_a_class, check_files, flatten, keep_null, whole_numbers_first
 from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
+from mllm_lit.wording import PlainParser
 
-COMMANDS = ("fit", "validate", "test", "predict")
+
+class Parser(PlainParser, LightningArgumentParser):
+    """Lightning's parser, in plain words."""
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -60,7 +65,8 @@ class MLLMCLI(LightningCLI):
     """
 
     def __init__(self, words: Sequence[str], command: str = "fit") -> None:
-        self.words, self.command = list(words), command
+        words = spelled(words)
+        self.words, self.command = words, command
         refuse_replaced(words)
         check_files(words)
         keep_null()
@@ -77,6 +83,7 @@ class MLLMCLI(LightningCLI):
             save_config_kwargs={"config_filename": name, "overwrite": True},
             seed_everything_default=42,
             auto_configure_optimizers=False,
+            parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
             args=self.words,
             run=False,
@@ -181,7 +188,7 @@ def build(config: Path | str | Mapping[str, Any] | None, words: Sequence[str] = 
     """Trainer, module and data module of a configuration; nothing is loaded, read or written yet.
 
     Args:
-        config: A YAML file of ``configs/``, or what it would hold; ``None`` if ``words`` say all.
+        config: A YAML file or the name of one in ``configs/``, or what it would hold; ``None`` if ``words`` say all.
         words: Options of the command line, such as ``["--trainer.max_steps", "10"]``.
 
     Raises:

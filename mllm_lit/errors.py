@@ -25,11 +25,23 @@ FULL = ("No space left", "I/O error", "I/O: ", "failed writing file", "iostream 
 
 
 class UserError(Exception):
-    """What a user gave cannot be used; the message says what was found, what is expected and what to change."""
+    """What a user gave cannot be used; the message says what was found, what is expected and what to change.
+
+    Attributes:
+        status: With which a process ends.
+    """
+
+    status = 1
 
 
 class SettingError(UserError, ValueError):
     """A setting has a value that cannot be used."""
+
+
+class UsageError(SettingError):
+    """A word on the command line is not known: an option, a name or a command. Status 2, as the parser's."""
+
+    status = 2
 
 
 class AdapterError(UserError, ValueError):
@@ -74,8 +86,9 @@ def free(path: Path) -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End the process with status 1 and the message alone where the user, not the code, is at fault.
+    """End the process with the message alone where the user, not the code, is at fault.
 
+    Status 1, or that of the :class:`UserError`.
     ``MLLM_LIT_TRACEBACK=1`` shows the traceback, too; other errors always keep theirs.
     """
     try:
@@ -91,7 +104,7 @@ def plain_errors() -> Iterator[None]:
         if not is_users(error) or os.environ.get(TRACEBACK) == "1":
             raise
         sys.stderr.write(f"{type(error).__name__}: {own_words(error)}\n")
-        raise SystemExit(1) from None
+        raise SystemExit(error.status if isinstance(error, UserError) else 1) from None
 
 
 def own_words(error: Exception) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "begin"),
+    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "names", "wording", "part_help", "begin"),
     ("backbones",),
     ("data",),
     ("metrics",),
@@ -21,6 +21,7 @@ FLOORS = (
     ("datamodule", "callbacks"),
     ("cli",),
     ("merging.run", "studies"),
+    ("commands", "__main__"),
 )
 """From the ground up; a file that is named itself does not belong to its folder's floor."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

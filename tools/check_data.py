@@ -1,37 +1,9 @@
-"""Check every sample and decode every image of some data: python tools/check_data.py --config configs/X.yaml.
+"""What ``mllm-lit check-data`` does, from a checkout: python tools/check_data.py --help."""
 
-Takes what tools/fit.py takes, and ``--faults FILE`` for the list as JSON. Exits with 1 if there is a fault.
-"""
-
-import argparse
-import json
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
-from mllm_lit.cli import build
-from mllm_lit.data.preflight import check, read_all
-from mllm_lit.errors import in_range, plain_errors
-
-
-def main() -> int:
-    """Parse, read, check, report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=Path, help="write the faults to this file, as JSON")
-    parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
-    options, rest = parser.parse_known_args()
-    in_range("--workers", options.workers, 1)
-    if options.faults is not None:
-        options.faults.open("a").close()  # refused now, not after all was read
-    datasets, faults = read_all(build(None, rest).data.readers())
-    faults += check(datasets, options.workers)
-    sys.stdout.writelines(f"{fault}\n" for fault in faults)
-    if options.faults is not None:
-        options.faults.write_text(json.dumps([asdict(fault) for fault in faults], indent=1) + "\n", encoding="utf-8")
-    rows = ", ".join(f"{name} {len(samples):,}" for name, samples in datasets.items())
-    sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows: {rows or 'none was read'}\n")
-    return int(bool(faults))
-
+from mllm_lit.commands.check_data import main
+from mllm_lit.errors import plain_errors
 
 if __name__ == "__main__":
     with plain_errors():

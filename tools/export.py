@@ -1,34 +1,7 @@
-"""Write a model that plain transformers loads: python tools/export.py --run logs/X/version_0 --out FOLDER.
+"""What ``mllm-lit export`` does, from a checkout: python tools/export.py --help."""
 
-The run's adapter is merged into the weights of its backbone. With --backbone in place of --run, that backbone is
-written as it is: weights in their authors' own format, or parts of your choice, become a Hugging Face folder.
-"""
-
-import argparse
-from pathlib import Path
-
+from mllm_lit.commands.export import main
 from mllm_lit.errors import plain_errors
-from mllm_lit.inference.export import export
-from mllm_lit.inference.run import load_tuned
-
-
-def main() -> None:
-    """Load, merge, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--run", type=Path, help="directory of a finished run")
-    which.add_argument("--backbone", help="a file of configs/backbones, a hub id or a folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or new")
-    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
-    parser.add_argument("--start_from", type=Path, help="where the run that --run started from is, if it was moved")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: the backbone's")
-    options = parser.parse_args()
-    tuned = load_tuned(options.backbone, options.run, options.trust, options.start_from, dtype=options.dtype)
-    change, imports = export(tuned, options.out)
-    print(f"{options.out}: merged; a logit changed by at most {change:.2g}.")
-    if imports:
-        print(f"Before transformers can load it: import {', '.join(imports)}")
-
 
 if __name__ == "__main__":
     with plain_errors():

@@ -1,26 +1,7 @@
-"""Report of finished runs: python tools/report.py logs/scienceqa_lora/version_0 [another run ...].
+"""What ``mllm-lit report`` does, from a checkout: python tools/report.py --help."""
 
-Writes report.html (one file, opens without a network), tables.md and a CSV file for each table. Several runs of one
-target are compared with the first. See docs/reports.md.
-"""
-
-import argparse
-from pathlib import Path
-
+from mllm_lit.commands.report import main
 from mllm_lit.errors import plain_errors
-from mllm_lit.reports import write_runs
-
-
-def main() -> None:
-    """Parse, read, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a finished run")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: report in the first run's directory")
-    parser.add_argument("--latex", action="store_true", help="tables as LaTeX, too")
-    parser.add_argument("--trust", action="append", default=[], help="module whose classes the runs may name")
-    options = parser.parse_args()
-    print(f"Written: {write_runs(options.runs, options.out, options.latex, options.trust)}")
-
 
 if __name__ == "__main__":
     with plain_errors():

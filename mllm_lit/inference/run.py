@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.errors import SettingError
+from mllm_lit.names import find
 from mllm_lit.start import find_start, run_config
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
     """A backbone from a YAML file, a hub id or folder, or the mapping that a run's ``config.yaml`` holds.
 
     Args:
-        source: Any of them.
+        source: Any of them; the file may be given by its name in ``configs/backbones``, unless a folder has it.
         overrides: Attributes to set, such as ``dtype``; ``None`` leaves one as it is.
 
     Raises:
@@ -39,6 +40,8 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
+    if isinstance(source, str) and not Path(source).is_dir():
+        source = find("model.backbone", source)
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         backbone = Backbone(source)
     elif isinstance(source, str) and not Path(source).is_file():

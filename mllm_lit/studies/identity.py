@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mllm_lit.cli import MLLMCLI
+from mllm_lit.names import CONFIGS
 from mllm_lit.parsing import flatten
 from mllm_lit.studies.plan import digest
 
@@ -60,6 +61,8 @@ def listing(place: Path) -> bytes:
 @cache
 def contents() -> tuple[str, bytes]:
     """Digests of the package's source, and of the data and weights that come with it."""
-    files = sorted(file for file in Path(__file__).parents[1].rglob("*") if file.is_file() and file.suffix != ".pyc")
+    there = (file for file in Path(__file__).parents[1].rglob("*") if file.is_file() and file.suffix != ".pyc")
+    # What configs/ says is in the settings; it is within the package where that is installed, and not in a checkout.
+    files = sorted(file for file in there if CONFIGS not in file.parents)
     source, rest = ([file for file in files if (file.suffix == ".py") == wanted] for wanted in (True, False))
     return digest(file.read_bytes() for file in source), digest(file.read_bytes() for file in rest).encode()

@@ -28,25 +28,31 @@ class Tools:
     """How a cell is started.
 
     Attributes:
-        folder: That holds ``fit.py`` and ``merge.py``.
+        folder: That holds ``fit.py`` and ``merge.py``; ``None`` where the package is installed without them.
         trust: Modules whose classes the runs may name.
     """
 
-    folder: Path
+    folder: Path | None
     trust: Sequence[str] = ()
+
+    def start(self, name: str) -> list[str]:
+        """The first words of a command line."""
+        if self.folder is None:
+            return [sys.executable, "-m", "mllm_lit", name]
+        return [sys.executable, str(self.folder / f"{name}.py")]
 
     def command(self, cell: Cell, store: Store) -> list[str]:
         """The command line of a cell."""
         if cell.merge is not None:
             words = [str(store.run(cell)), "--method", cell.merge.method, "--options", cell.merge.arguments]
-            return [sys.executable, str(self.folder / "merge.py"), *words, *(f"--trust={name}" for name in self.trust)]
+            return [*self.start("merge"), *words, *(f"--trust={name}" for name in self.trust)]
         words = cell.words()
         if cell.after is not None:
             words += ["--model.start_from", str(store.file(cell.after))]
         words += ["--output", str(store.root), "--experiment", RUNS, "--version", str(cell.key)]
         # Goes on with a cell that was cut off, and starts one that was not begun.
         words += ["--ckpt_path", "last", "--keep_before", str(store.root / "before")]
-        return [sys.executable, str(self.folder / "fit.py"), *words]
+        return [*self.start("fit"), *words]
 
 
 def start(cell: Cell, store: Store, command: Sequence[str], **environment: str) -> "subprocess.Popen[bytes] | None":

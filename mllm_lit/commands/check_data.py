@@ -1,0 +1,34 @@
+"""Check every sample and decode every image of some data: mllm-lit check-data --config configs/X.yaml.
+
+Takes what mllm-lit fit takes, and ``--faults FILE`` for the list as JSON. Exits with 1 if there is a fault.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mllm_lit.cli import build
+from mllm_lit.commands import Arguments
+from mllm_lit.data.preflight import check, read_all
+from mllm_lit.errors import in_range
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Parse, read, check, report."""
+    parser = Arguments("check-data", __doc__)
+    parser.add_argument("--faults", type=Path, help="write the faults to this file, as JSON")
+    parser.add_argument("--workers", type=int, help="threads that decode; default: one per core")
+    options, rest = parser.parse_known_args(args)
+    in_range("--workers", options.workers, 1)
+    if options.faults is not None:
+        options.faults.open("a").close()  # refused now, not after all was read
+    datasets, faults = read_all(build(None, rest).data.readers())
+    faults += check(datasets, options.workers)
+    sys.stdout.writelines(f"{fault}\n" for fault in faults)
+    if options.faults is not None:
+        options.faults.write_text(json.dumps([asdict(fault) for fault in faults], indent=1) + "\n", encoding="utf-8")
+    rows = ", ".join(f"{name} {len(samples):,}" for name, samples in datasets.items())
+    sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows: {rows or 'none was read'}\n")
+    return int(bool(faults))

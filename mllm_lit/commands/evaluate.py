@@ -1,0 +1,98 @@
+"""Score a finished run or a backbone: mllm-lit evaluate --run logs/scienceqa_lora/version_0.
+
+    mllm-lit evaluate --run RUN --sources hallucination
+    mllm-lit evaluate --backbone llava15_7b --data gqa --data.root DIR
+    torchrun --nproc_per_node 8 -m mllm_lit evaluate --run RUN
+
+Target, sources and other sets are those of the run, or of --data; further options are those under --data of
+mllm-lit fit, such as --data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same
+command again goes on with an evaluation that was killed. OUT/scores.json holds the scores.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_lit.commands import Arguments
+from mllm_lit.errors import writing
+
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT = {"class_path": "mllm_lit.data.MLLMDataModule", "init_args": {"task": "mllm_lit.tasks.ScienceQA"}}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parse, load, evaluate, write."""
+    parser = Arguments("evaluate", __doc__)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, help="directory of a finished run: its backbone with its adapter")
+    which.add_argument("--backbone", help="a file or name in configs/backbones, hub id or folder")
+    parser.add_argument("--data", help="a file or name in configs/tasks; default: the run's, or the embedded ScienceQA")
+    parser.add_argument("--sources", help="a file or name in configs/sources; default: those of the data")
+    parser.add_argument("--out", type=Path, help="default: RUN/evaluation, or logs/evaluation/BACKBONE")
+    parser.add_argument("--trust", action="append", default=[], help="module whose classes the run may name")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the backbone's")
+    parser.add_argument("--start_from", type=Path, help="where the run that --run started from is now, if it was moved")
+    options, rest = parser.parse_known_args(args)
+    other = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
+    if other:
+        parser.error(f"unrecognized arguments: {' '.join(other)}")
+    name = (options.backbone or "").strip("/").removesuffix(".yaml").replace("/", "--")
+    out = options.out or (options.run / "evaluation" if options.run else Path("logs") / "evaluation" / name)
+    given = {"--data": options.data, "--data.sources": options.sources}
+    words = [word for option, value in given.items() if value is not None for word in (option, value)]
+    result = evaluate(options, out, [*words, *rest])
+    if os.environ.get("RANK", "0") == "0":
+        text = json.dumps(result.scores, indent=1) + "\n"
+        with writing(out / "scores.json", len(text)):
+            (out / "scores.json").write_text(text, encoding="utf-8")
+        for name, scores in result.scores.items():
+            print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in scores.items()))
+        print(f"Written: {out}")
+
+
+def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> Any:
+    """Score a run as it was scored, or a backbone, on the test sets of the data that some options describe."""
+    import torch
+    import torch.distributed as dist
+
+    from mllm_lit.backbones.load import context, frozen_dtype
+    from mllm_lit.cli import build
+    from mllm_lit.data.collate import Collate
+    from mllm_lit.evaluation import Evaluator
+    from mllm_lit.inference.run import load_tuned, read_backbone
+    from mllm_lit.parsing import only_trusted
+    from mllm_lit.start import run_config
+
+    run: Path | None = options.run
+    if run is None:
+        backbone = read_backbone(options.backbone)
+        longest, stored_dtype = backbone.max_length, backbone.dtype
+        settings: dict[str, Any] = {
+            "model": {"backbone": "mllm_lit.backbones.Backbone", "adapter": "mllm_lit.adapters.LoRA"},
+            "data": DEFAULT,
+            "trainer": {},
+        }
+    else:
+        stored = run_config(run)
+        own = stored["model"]["backbone"].get("init_args", {})
+        longest, stored_dtype = own.get("max_length"), own.get("dtype", "auto")
+        settings = {key: stored[key] for key in ("seed_everything", "model", "data")}
+        settings["trainer"] = {"precision": stored["trainer"]["precision"]}
+        if options.start_from is not None:
+            settings["model"]["start_from"] = str(options.start_from)
+    with only_trusted((run or out) / "config.yaml", settings, options.trust):
+        trainer, module, data = build(settings, [*words, "--trainer.logger", "false"])
+    data.setup("test")
+    dtype = options.dtype or (frozen_dtype(str(trainer.precision)) if stored_dtype == "auto" else None)
+    tuned = load_tuned(options.backbone or "", run, options.trust, options.start_from, dtype=dtype)
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        tuned.module.to("cuda")
+    collate = Collate(tuned.loaded.processor, longest or context(tuned.loaded))
+    evaluator = Evaluator(data.sets["test"], collate, data.eval_tokens, module.max_new_tokens, data.num_workers)
+    return evaluator.run(tuned.module, "test", folder=out, context=trainer.precision_plugin.forward_context)
