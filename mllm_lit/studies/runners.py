@@ -109,7 +109,7 @@ def duration(seconds: float) -> str:
     """Two units at most.
 
     >>> duration(59), duration(3700), duration(86400 * 2.5)
-    ('59 s', '1 h 1 min', '60 h 0 min')
+    ('59 s', '1 h 2 min', '60 h 0 min')
     """
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
