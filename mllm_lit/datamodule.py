@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from zlib import crc32
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate
@@ -26,7 +26,7 @@ from mllm_lit.packed_rows import sliding_window, why_not_packed
 from mllm_lit.rehearsal import REHEARSED, Rehearse, rehearsed
 from mllm_lit.replay import replayed
 from mllm_lit.seed import run_seed
-from mllm_lit.sources import Source, Sources, resolve_root
+from mllm_lit.sources import Source, Sources, is_embedded, kept_beside, resolve_root
 from mllm_lit.tasks.base import Task
 
 
@@ -137,7 +137,7 @@ class MLLMDataModule(L.LightningDataModule):
     @property
     def kept(self) -> Path | None:
         """As :attr:`Source.kept`."""
-        return None if self._root is None else self.root
+        return None if self._root is None else kept_beside(self.root)
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -165,6 +165,7 @@ class MLLMDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the rows that the stage needs and check what can be checked without a model."""
+        self._warn_of_embedded()
         if stage == "fit" and not self.train_rows:
             self.train_rows = self._trained()
             check_rows(self.train_rows, self.splits["train"])
@@ -178,8 +179,25 @@ class MLLMDataModule(L.LightningDataModule):
             task.metric()  # A scorer that cannot run here says so now, not after training.
         self._read = {}
 
+    def _warn_of_embedded(self) -> None:
+        """Say it, once, where small sets of emoji are left for a model that was trained on photographs."""
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        sources = [name for name, one in self._beside().items() if one.embedded]
+        target = [self.target_name] if is_embedded(self.task, self._root) else []
+        if self.sets or backbone is None or backbone.is_embedded or not [*target, *sources]:
+            return
+        remedies = ["--data.root"] if target else []
+        remedies += ["--data.sources (configs/sources/spider.yaml, a file of your own, or null)"] if sources else []
+        rank_zero_warn(
+            f"{', '.join([*target, *sources])} are the small emoji sets that come with the package, which say little "
+            f"about {backbone.path}. Set {' and '.join(remedies)}."
+        )
+
     def _trained(self) -> list[Sample]:
-        rows = self.task.rows(self.root, self.splits["train"])
+        scored = (self.splits["val"], self.splits["test"])
+        rows = self.task.training_rows(self.root, self.splits["train"], scored)
+        if (told := self.task.drawn(self.root, scored)) is not None:
+            rank_zero_info(told)
         wanted = None if self.ids is None else read_ids(Path(self.ids))
         chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
         if not self.replay:

@@ -83,6 +83,24 @@ def auto_beside_a_class() -> None:
     _typehints.takes_auto = True  # type: ignore[attr-defined]
 
 
+def tasks_by_name() -> None:
+    """Let ``--data.task conversations`` be the class of that name, as ``Conversations`` is."""
+    if hasattr(_typehints, "knows_tasks"):
+        return
+    plain: Any = _typehints.resolve_class_path_by_name
+
+    def resolve_class_path_by_name(cls: Any, name: str) -> Any:
+        from mllm_lit import tasks
+
+        named = {one.name: one for one in vars(tasks).values() if isinstance(one, type) and hasattr(one, "name")}
+        if cls is tasks.Task and name in named:
+            return f"{tasks.__name__}.{named[name].__name__}"
+        return plain(cls, name)
+
+    _typehints.resolve_class_path_by_name = resolve_class_path_by_name
+    _typehints.knows_tasks = True  # type: ignore[attr-defined]
+
+
 def whole_numbers_first() -> None:
     """Let ``--trainer.limit_test_batches 1`` be one batch, and not 1.0, which is all of them.
 
