@@ -126,6 +126,9 @@ class MLLMDataModule(L.LightningDataModule):
         """What is evaluated during (``val``) and before and after training (``test``), once the data are read."""
         self.sampled: dict[str, list[str]] = {}
         """The ids of every random or listed part of a split, as written to ``ids/`` in the run directory."""
+        self._scored = (self.splits["val"], self.splits["test"])
+        self._drawn: str | None = None
+        """What is said of splits that are drawn; empty for none, ``None`` until the data are looked at."""
         self._position = (0, 0)
         self._read: dict[tuple[str, str], list[Sample]] = {}
 
@@ -166,6 +169,10 @@ class MLLMDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the rows that the stage needs and check what can be checked without a model."""
         self._warn_of_embedded()
+        if self._drawn is None:
+            self._drawn = self.task.drawn(self.root, self._scored) or ""
+            if self._drawn:
+                rank_zero_info(self._drawn)
         if stage == "fit" and not self.train_rows:
             self.train_rows = self._trained()
             check_rows(self.train_rows, self.splits["train"])
@@ -194,10 +201,7 @@ class MLLMDataModule(L.LightningDataModule):
         )
 
     def _trained(self) -> list[Sample]:
-        scored = (self.splits["val"], self.splits["test"])
-        rows = self.task.training_rows(self.root, self.splits["train"], scored)
-        if (told := self.task.drawn(self.root, scored)) is not None:
-            rank_zero_info(told)
+        rows = self.task.training_rows(self.root, self.splits["train"], self._scored)
         wanted = None if self.ids is None else read_ids(Path(self.ids))
         chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
         if not self.replay:
@@ -247,7 +251,8 @@ class MLLMDataModule(L.LightningDataModule):
 
     def _draw(self, label: str, rows: list[Sample], **how: Any) -> list[Sample]:
         chosen = subset(rows, **how, seed=self._seed())
-        if len(chosen) < len(rows):
+        parts = ("train", f"val/{self.target_name}", f"test/{self.target_name}") if self._drawn else ()
+        if len(chosen) < len(rows) or label in parts:
             self.sampled[label] = [row.id for row in chosen]
         return chosen
 

@@ -66,7 +66,8 @@ def resolve_root(task: Task, root: Path | str | None) -> Path:
     if task.takes_files and path is not None and (path.is_file() or hub_id(path) is not None):
         return path
     if path is None or not path.is_dir():
-        tried = "no root is set" if path is None else f"there is no folder {str(path)!r} (tried {path.absolute()})"
+        kind = "file or folder" if task.takes_files else "folder"
+        tried = "no root is set" if path is None else f"there is no {kind} {str(path)!r} (tried {path.absolute()})"
         raise DatasetError(
             f"{task.name}: {tried}. Expected in it:\n{task.expected_tree}\nPublished at {task.published_at}. Set "
             "data.root (or the source's root) to where it was unpacked; without a root, the data embedded in the "

@@ -15,7 +15,7 @@ from mllm_lit.cli import build
 from mllm_lit.data.preflight import check, read_all
 from mllm_lit.data.show import shown
 from mllm_lit.errors import in_range, plain_errors
-from mllm_lit.tasks.look import look, own_readers, own_words
+from mllm_lit.look import look, own_words
 
 
 def main() -> int:
@@ -31,16 +31,18 @@ def main() -> int:
         options.faults.open("a").close()  # refused now, not after all was read
     own = bool(rest) and not rest[0].startswith("-")
     built = build(None, own_words(*rest) if own else rest)
-    if own:
-        sys.stdout.writelines(f"{line}\n" for line in look(built.data.task, built.data.root))
-    datasets, faults = read_all(own_readers(built.data.task, built.data.root) if own else built.data.readers())
+    lines, readers = look(built.data.task, built.data.root) if own else ((), built.data.readers())
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    datasets, faults = read_all(readers)
     faults += check(datasets, options.workers)
     sys.stdout.writelines(f"{fault}\n" for fault in faults)
     if options.faults is not None:
         options.faults.write_text(json.dumps([asdict(fault) for fault in faults], indent=1) + "\n", encoding="utf-8")
     rows = ", ".join(f"{name} {len(samples):,}" for name, samples in datasets.items())
     sys.stdout.write(f"{len(faults)} faults in {sum(map(len, datasets.values())):,} rows: {rows or 'none was read'}\n")
-    if options.show and not faults:
+    if options.show and faults:
+        sys.stdout.write("no sample is shown while there are faults\n")
+    elif options.show:
         sys.stdout.writelines(shown(next(iter(datasets.values())), options.show, built.module.backbone))
     return int(bool(faults))
 

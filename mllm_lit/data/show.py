@@ -28,7 +28,7 @@ def views(batch: Batch, collate: Collate) -> Iterator[str]:
         if batch.packing is None:
             rows = [batch.samples[number]]
         else:
-            rows = [batch.samples[row] for row in sorted(set(batch.packing.row[number].tolist()) - {-1})]
+            rows = [batch.samples[row] for row in sorted(set(batch.packing.row[number][kept].tolist()) - {-1})]
         pictures = sum(token in collate.image_token_ids for token in tokens)
         about = "; ".join(_about(row) for row in rows)
         counts = f"{len(tokens):,} tokens, of them {pictures:,} of pictures and {sum(labelled):,} labelled"

@@ -238,10 +238,14 @@ def _pictures(common: Common) -> list[Picture]:
     given = getattr(common, name)
     pictures: list[Picture] = given if isinstance(given, list) else [] if given is None else [given]
     for picture in pictures:
-        path = picture.get("path") if isinstance(picture, dict) and picture.get("bytes") is None else picture
-        if isinstance(path, str) and not path.strip():
+        if isinstance(picture, dict) and isinstance(picture.get("bytes"), bytes):
+            continue
+        path = picture if isinstance(picture, str) else picture.get("path")
+        if not isinstance(path, str):
+            raise ValueError(f"field {name!r} holds an object with {sorted(picture)}, expected a path")
+        if not path.strip():
             raise ValueError(f"field {name!r} is blank; leave it out where there is no picture")
-        if isinstance(path, str) and path.startswith(("http://", "https://", "data:")):
+        if path.startswith(("http://", "https://", "data:")):
             raise ValueError(
                 f"field {name!r} holds {path!r:.60}; pictures are read from files: download it, and give its path"
             )
@@ -256,7 +260,7 @@ def _check_markers(turns: Sequence[Turn], pictures: int) -> str:
     asked = [turn.text for turn in turns if turn.role == "user"]
     markers = sum(text.count(MARKER) for text in asked)
     if markers not in (0, pictures):
-        raise ValueError(f"{markers} {MARKER} markers for {pictures} images")
+        raise ValueError(f"{markers} {MARKER} markers for {pictures} images, expected one for each, or none")
     if markers < pictures:
         return f"pictures without a {MARKER} marker"
     first = asked[0].lstrip()

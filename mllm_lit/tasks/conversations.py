@@ -122,7 +122,7 @@ class Conversations(Task):
         rest = {image for row in self.training_rows(root, TRAIN, scored) for image in row.images}
         shown = {image for rows in parts.values() for row in rows for image in row.images}
         both = len(shown & rest)
-        return f"{line}; {both:,} of their {len(shown):,} pictures are trained on with other rows" if both else line
+        return f"{line}; pictures of them that are trained on, too: {both:,} of {len(shown):,}" if both else line
 
     def _drawn(self, root: Path, splits: Mapping[str, list[Path]]) -> dict[str, list[Sample]]:
         """The rows of every split that is drawn."""
@@ -143,7 +143,7 @@ class Conversations(Task):
             parts[role] = subset(rows, counts[role], seed=run_seed())
             held = {row.id for row in parts[role]}
             rows = [row for row in rows if row.id not in held]
-        return parts
+        return {role: parts[role] for role in absent if role in parts}
 
     def chats(self, root: Path, split: str, files: Iterable[Path]) -> Iterable[tuple[str, list[tuple[str, object]]]]:
         """Each file of a split (or the hub's split) and its rows, their fields called as they are read."""

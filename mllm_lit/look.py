@@ -1,23 +1,33 @@
 """What one's own data are: in which layout, how many rows, which pictures, and what of them is not read."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import SettingError
+from mllm_lit.tasks.base import Task
 from mllm_lit.tasks.chat import Chat, read_chat
 from mllm_lit.tasks.conversations import Conversations
 from mllm_lit.tasks.places import find_splits, hub_id
 
 
-def look(task: Conversations, root: Path) -> Iterator[str]:
-    """What is found at a root, a line each; what cannot be read is left to the reader, which names it.
+def look(task: Task, root: Path) -> tuple[Iterator[str], Mapping[str, Callable[[], list[Sample]]]]:
+    """Lines on what is found at a root, and what reads each split that is there; a reader names what it cannot read.
 
     Raises:
+        SettingError: The task is no :class:`~mllm_lit.tasks.Conversations`.
         DatasetError: There are no data, or the hub cannot be reached.
     """
+    if not isinstance(task, Conversations):
+        raise SettingError(f"{root} would be read as conversations, but data.task is {task.name}; give --data.root")
+    splits = find_splits(root, task.config_name)
+    return _lines(task, root), {name: partial(task.rows, root, name) for name in splits}
+
+
+def _lines(task: Conversations, root: Path) -> Iterator[str]:
     splits = find_splits(root, task.config_name)
     if not splits:
         task.locate(root, "train.jsonl", "train.json", "train.parquet")
@@ -27,7 +37,8 @@ def look(task: Conversations, root: Path) -> Iterator[str]:
                 yield f"{source}: {len(rows):,} rows, the split {split!r}"
                 yield from _about(rows)
         except DatasetError as error:
-            yield f"{', '.join(map(str, files)) or split}: {str(error).splitlines()[0]}"
+            told = f"rows that are no JSON: {len(error.faults):,}" if error.faults else str(error)
+            yield f"{', '.join(map(str, files)) or split}: {told}"
     if hub_id(root) is None:
         yield f"names of pictures are relative to {task.folder(root)} (data.task.images)"
     try:
@@ -84,11 +95,6 @@ def _spread(counts: Iterable[int]) -> str:
     return ", ".join(told if len(told) < 8 else [*told[:3], "...", *told[-3:]])
 
 
-def own_readers(task: Conversations, root: Path) -> dict[str, Callable[[], list[Sample]]]:
-    """What reads each split that is there, by name."""
-    return {name: partial(task.rows, root, name) for name in find_splits(root, task.config_name)}
-
-
 def own_words(path: str, *words: str) -> list[str]:
     """The command line on which one's own data are the target, the embedded model is the backbone, and nothing else is.
 
@@ -102,6 +108,7 @@ def own_words(path: str, *words: str) -> list[str]:
             files += [word] if "=" in word else [word, next(following, "")]
         else:
             rest.append(word)
-    model = [] if files else ["--model.backbone", "mllm_lit.backbones.Backbone", "--model.adapter", "FullFineTuning"]
+    model = {"backbone": "mllm_lit.backbones.Backbone", "adapter": "mllm_lit.adapters.Full"}
+    parts = [] if files else [word for part, name in model.items() for word in (f"--model.{part}", name)]
     own = ["--data.task", "conversations", "--data.root", path, "--data.sources", "null", "--data.others", "null"]
-    return [*files, *model, "--trainer.logger", "false", *own, *rest]
+    return [*files, *parts, "--trainer.logger", "false", *own, *rest]
