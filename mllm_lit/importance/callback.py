@@ -202,7 +202,8 @@ def wanted_rows(rule: Rule, data: Any) -> list[Sample]:
     """
     sets = [data.train_rows]
     if rule.needs_data == "source":
-        sets = [one.task.rows(one.root, one.task.split_names["train"]) for one in wanted_sets(rule, data).values()]
+        chosen = wanted_sets(rule, data).values()
+        sets = [one.task.training_rows(one.root, one.task.split_names["train"], (one.split,)) for one in chosen]
     generator = torch.Generator().manual_seed(stream_seed(Stream.PROBED_ROWS))
     shuffled = [[rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()] for rows in sets]
     return [row for turn in zip_longest(*shuffled) for row in turn if row is not None]

@@ -13,6 +13,7 @@ from mllm_lit.data.preflight import row_faults
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import SettingError
 from mllm_lit.replay import replayed
+from mllm_lit.reports.predictions import samples_read
 from mllm_lit.sources import Source
 from mllm_lit.tasks import Conversations, DatasetError
 from mllm_lit.tasks.chat import read_chat
@@ -227,6 +228,17 @@ def test_sizes_that_leave_nothing_or_mean_nothing_are_refused(tmp_path: Path) ->
         Conversations(test_size=1.5)
     with pytest.raises(SettingError, match=r"columns maps \['question'\]; what can be mapped is conversation"):
         Conversations(columns={"question": "q"})
+
+
+def test_a_report_reads_the_rows_that_were_drawn_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_lines(tmp_path / "my.jsonl", many(40))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    test = ids(Conversations().rows(path, "test"))
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    task = {"class_path": "mllm_lit.tasks.Conversations", "init_args": {}}
+    data = {"class_path": "mllm_lit.data.VQADataModule", "init_args": {"task": task, "root": str(path)}}
+    samples = samples_read({"seed_everything": 7, "data": data}, tmp_path / "config.yaml")
+    assert list(samples("conversations")) == test
 
 
 def test_a_folder_has_a_file_a_split_and_what_it_has_is_not_drawn(tmp_path: Path) -> None:
