@@ -18,7 +18,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 OPTIONS = frozenset(
     ("config", "seed_everything", "trainer", "model", "data", "experiment", "version", "output", "keep_before")
-) | {"ckpt_path"}
+) | {"ckpt_path", "show_batch"}
 """What a file of settings may hold, the parts' names without their arguments."""
 
 

@@ -15,16 +15,18 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from mllm_lit import tasks
 from mllm_lit.begin import COMMANDS
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
+from mllm_lit.callbacks.show import ShowBatch
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.names import spelled
-from mllm_lit.parsing import auto_beside_a_class, check_files, flatten, keep_null, whole_numbers_first
+from mllm_lit.parsing import auto_beside_a_class, check_files, classes_by_name, flatten, keep_null, whole_numbers_first
 from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
 from mllm_lit.wording import PlainParser
@@ -72,6 +74,7 @@ class MLLMCLI(LightningCLI):
         keep_null()
         auto_beside_a_class()
         whole_numbers_first()
+        classes_by_name(tasks.Task, tasks)
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
         name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
         super().__init__(
@@ -96,6 +99,8 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
         text = "Keep the scores of untrained backbones in this folder, and take them from there in the next run."
         parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
+        text = "Show the first batch as the model sees it, before anything is scored or trained."
+        parser.add_argument("--show_batch", action="store_true", help=text)
         text = "A checkpoint to go on from (fit) or to score; last is the newest of the run's."
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
 
@@ -145,7 +150,7 @@ class MLLMCLI(LightningCLI):
         forgetting = ForgettingCallback(config.keep_before)
         resume = ResumeCallback(self._settings(), explicit(self.words))
         summary = SummaryCallback(self.experiment, forgetting, flatten(self._parts(without_sets=True)))
-        callbacks: list[Any] = [resume, forgetting, summary]
+        callbacks: list[Any] = [*([ShowBatch()] if config.show_batch else []), resume, forgetting, summary]
         if not trainer.get("fast_dev_run"):
             checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
             place = RunDirectory(config.output, self.experiment, config.version, checkpoint, self.continues)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from zlib import crc32
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from mllm_lit.data.collate import Batch, Collate
@@ -26,7 +26,7 @@ from mllm_lit.packed_rows import sliding_window, why_not_packed
 from mllm_lit.rehearsal import REHEARSED, Rehearse, rehearsed
 from mllm_lit.replay import replayed
 from mllm_lit.seed import run_seed
-from mllm_lit.sources import Source, Sources, resolve_root
+from mllm_lit.sources import Source, Sources, is_embedded, kept_beside, resolve_root
 from mllm_lit.tasks.base import Task
 
 
@@ -126,6 +126,9 @@ class MLLMDataModule(L.LightningDataModule):
         """What is evaluated during (``val``) and before and after training (``test``), once the data are read."""
         self.sampled: dict[str, list[str]] = {}
         """The ids of every random or listed part of a split, as written to ``ids/`` in the run directory."""
+        self._scored = (self.splits["val"], self.splits["test"])
+        self._drawn: str | None = None
+        """What is said of splits that are drawn; empty for none, ``None`` until the data are looked at."""
         self._position = (0, 0)
         self._read: dict[tuple[str, str], list[Sample]] = {}
 
@@ -137,7 +140,7 @@ class MLLMDataModule(L.LightningDataModule):
     @property
     def kept(self) -> Path | None:
         """As :attr:`Source.kept`."""
-        return None if self._root is None else self.root
+        return None if self._root is None else kept_beside(self.root)
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -165,6 +168,11 @@ class MLLMDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the rows that the stage needs and check what can be checked without a model."""
+        self._warn_of_embedded()
+        if self._drawn is None:
+            self._drawn = self.task.drawn(self.root, self._scored) or ""
+            if self._drawn:
+                rank_zero_info(self._drawn)
         if stage == "fit" and not self.train_rows:
             self.train_rows = self._trained()
             check_rows(self.train_rows, self.splits["train"])
@@ -178,8 +186,22 @@ class MLLMDataModule(L.LightningDataModule):
             task.metric()  # A scorer that cannot run here says so now, not after training.
         self._read = {}
 
+    def _warn_of_embedded(self) -> None:
+        """Say it, once, where small sets of emoji are left for a model that was trained on photographs."""
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        sources = [name for name, one in self._beside().items() if one.embedded]
+        target = [self.target_name] if is_embedded(self.task, self._root) else []
+        if self.sets or backbone is None or backbone.is_embedded or not [*target, *sources]:
+            return
+        remedies = ["--data.root"] if target else []
+        remedies += ["--data.sources (configs/sources/spider.yaml, a file of your own, or null)"] if sources else []
+        rank_zero_warn(
+            f"{', '.join([*target, *sources])} are the small emoji sets that come with the package, which say little "
+            f"about {backbone.path}. Set {' and '.join(remedies)}."
+        )
+
     def _trained(self) -> list[Sample]:
-        rows = self.task.rows(self.root, self.splits["train"])
+        rows = self.task.training_rows(self.root, self.splits["train"], self._scored)
         wanted = None if self.ids is None else read_ids(Path(self.ids))
         chosen = self._draw("train", rows, max_samples=self.max_samples, fraction=self.fraction, ids=wanted)
         if not self.replay:
@@ -229,7 +251,8 @@ class MLLMDataModule(L.LightningDataModule):
 
     def _draw(self, label: str, rows: list[Sample], **how: Any) -> list[Sample]:
         chosen = subset(rows, **how, seed=self._seed())
-        if len(chosen) < len(rows):
+        parts = ("train", f"val/{self.target_name}", f"test/{self.target_name}") if self._drawn else ()
+        if len(chosen) < len(rows) or label in parts:
             self.sampled[label] = [row.id for row in chosen]
         return chosen
 

@@ -83,6 +83,27 @@ def auto_beside_a_class() -> None:
     _typehints.takes_auto = True  # type: ignore[attr-defined]
 
 
+def classes_by_name(base: type, module: Any) -> None:
+    """Let a class be given by the ``name`` that it has: ``--data.task conversations`` is ``Conversations``.
+
+    Args:
+        base: What it is a subclass of.
+        module: Where such classes are.
+    """
+    known: dict[type, dict[str, str]] = getattr(_typehints, "names_of_classes", {})
+    named = (one for one in vars(module).values() if isinstance(one, type) and hasattr(one, "name"))
+    known[base] = {one.name: f"{module.__name__}.{one.__name__}" for one in named}
+    if hasattr(_typehints, "names_of_classes"):
+        return
+    plain: Any = _typehints.resolve_class_path_by_name
+
+    def resolve_class_path_by_name(cls: Any, name: str) -> Any:
+        return known.get(cls, {}).get(name) or plain(cls, name)
+
+    _typehints.resolve_class_path_by_name = resolve_class_path_by_name
+    _typehints.names_of_classes = known  # type: ignore[attr-defined]
+
+
 def whole_numbers_first() -> None:
     """Let ``--trainer.limit_test_batches 1`` be one batch, and not 1.0, which is all of them.
 

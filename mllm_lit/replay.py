@@ -45,7 +45,7 @@ def _drawn(name: str, source: "Source", count: int, seed: int) -> list[Sample]:
             f"{name!r} is scored on its split {split!r}, so replaying that one would train on what measures "
             "forgetting; score another split, or leave it out of data.replay_from."
         )
-    rows = source.task.rows(source.root, split)
+    rows = source.task.training_rows(source.root, split, (source.split,))
     if len(rows) < count:
         raise DatasetError(
             f"data.replay asks for {count} rows of {name!r}, whose split {split!r} has {len(rows)}. Lower "

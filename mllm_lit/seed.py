@@ -1,7 +1,12 @@
 """The run's one seed, from which everything random is drawn."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+
+SEED = "PL_GLOBAL_SEED"
+"""The environment variable in which Lightning keeps what it was seeded with."""
 
 
 class Stream(IntEnum):
@@ -29,10 +34,25 @@ def run_seed() -> int:
     Raises:
         RuntimeError: Nothing was seeded, so the run could not be repeated.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")
+    seed = os.environ.get(SEED)
     if seed is None:
         raise RuntimeError("No seed is set. Give seed_everything in the config, or call lightning.seed_everything().")
     return int(seed)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Within it, the run's seed is another; ``None`` leaves it."""
+    before = os.environ.get(SEED)
+    if seed is not None:
+        os.environ[SEED] = str(seed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SEED, None)
+        else:
+            os.environ[SEED] = before
 
 
 def stream_seed(stream: Stream, *parts: int) -> int:

@@ -6,6 +6,7 @@ from mllm_lit.data.faults import DatasetError
 from mllm_lit.errors import in_range
 from mllm_lit.tasks import EMBEDDED, embedded_root
 from mllm_lit.tasks.base import Task
+from mllm_lit.tasks.places import hub_id
 
 
 class Source:
@@ -31,9 +32,14 @@ class Source:
         return resolve_root(self.task, self._root)
 
     @property
+    def embedded(self) -> bool:
+        """Whether it is the small set that comes with the package."""
+        return is_embedded(self.task, self._root)
+
+    @property
     def kept(self) -> Path | None:
         """Where sizes of its pictures are kept; what is embedded in the package is measured anew."""
-        return None if self._root is None else self.root
+        return None if self._root is None else kept_beside(self.root)
 
 
 class Sources:
@@ -47,16 +53,29 @@ class Sources:
         self.sets = sets
 
 
+def is_embedded(task: Task, root: Path | str | None) -> bool:
+    """Whether a task is read from the small set that comes with the package."""
+    return root is None and task.name in EMBEDDED
+
+
 def resolve_root(task: Task, root: Path | str | None) -> Path:
-    """The folder to read a task from; a missing one is refused with the layout expected there."""
-    if root is None and task.name in EMBEDDED:
+    """Where to read a task from; a missing folder is refused with the layout expected there."""
+    if is_embedded(task, root):
         return embedded_root(task.name)
     path = None if root is None else Path(root).expanduser()
+    if task.takes_files and path is not None and (path.is_file() or hub_id(path) is not None):
+        return path
     if path is None or not path.is_dir():
-        tried = "no root is set" if path is None else f"there is no folder {str(path)!r} (tried {path.absolute()})"
+        kind = "file or folder" if task.takes_files else "folder"
+        tried = "no root is set" if path is None else f"there is no {kind} {str(path)!r} (tried {path.absolute()})"
         raise DatasetError(
             f"{task.name}: {tried}. Expected in it:\n{task.expected_tree}\nPublished at {task.published_at}. Set "
             "data.root (or the source's root) to where it was unpacked; without a root, the data embedded in the "
             f"package is read, which there is for {', '.join(EMBEDDED)}."
         )
     return path
+
+
+def kept_beside(root: Path) -> Path | None:
+    """The folder beside a task's files, in which sizes of its pictures are kept; ``None`` for the hub's."""
+    return root.parent if root.is_file() else root if root.is_dir() else None

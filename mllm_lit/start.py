@@ -1,8 +1,6 @@
 """Where a run starts from: a backbone as it is, or as other runs have left it."""
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +13,12 @@ from mllm_lit.adapters.files import check_backbone
 from mllm_lit.adapters.merge import identity_with, merge_into
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.errors import AdapterError, SettingError
+from mllm_lit.seed import seeded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 How = Literal["keep", "merge"]
-SEED = "PL_GLOBAL_SEED"
 
 
 class RunPath(str):
@@ -171,21 +169,6 @@ def _config_of(chain: list[Path]) -> dict[str, Any]:
 def named(chain: Sequence[object]) -> str:
     """Runs in a message, the last one to start first."""
     return ", which starts from ".join(str(run) for run in chain)
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Within it, the run's seed is another; ``None`` leaves it."""
-    before = os.environ.get(SEED)
-    if seed is not None:
-        os.environ[SEED] = str(seed)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(SEED, None)
-        else:
-            os.environ[SEED] = before
 
 
 def run_config(run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ FLOORS = (
     ("data",),
     ("metrics",),
     ("tasks",),
-    ("adapters", "answers", "packed_rows"),
+    ("adapters", "answers", "packed_rows", "look"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
     ("adapters.callback", "inference", "objectives", "sources", "run_directory", "trainer", "reports"),

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from mllm_lit.adapters.subspace import in_parts, input_products, low_rank_layers
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import AdapterError
-from mllm_lit.importance.callback import in_turns
+from mllm_lit.importance.callback import in_turns, training_rows
 from mllm_lit.importance.probing import evaluating, self_generated
 from mllm_lit.seed import Stream, stream_seed
 
@@ -86,5 +86,4 @@ def looked_at(trainer: L.Trainer, module: Any) -> list[Mapping[str, Any]]:
 
 def source_rows(data: Any, seed: int) -> list[Sample]:
     """Rows of the sources' train splits, in turns."""
-    sets = data.named(None, "data.sources").values()
-    return in_turns([one.task.rows(one.root, one.task.split_names["train"]) for one in sets], seed)
+    return in_turns(training_rows(data.named(None, "data.sources").values()), seed)

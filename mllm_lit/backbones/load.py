@@ -5,7 +5,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
@@ -108,15 +108,42 @@ class Backbone:
 
         use_for_sdpa()
         model, processor = self.read()
-        if self.max_length is not None:
-            processor.tokenizer.model_max_length = self.max_length
-        if self.aspect is not None:
-            processor.image_processor = with_aspect(processor.image_processor, self.aspect)
+        self._prepare(processor)
         model.eval()
         layout = find_layout(model, self.layout)
         if self.gradient_checkpointing is not None:
             checkpoint_activations(model, layout, self.gradient_checkpointing)
         return LoadedBackbone(model, processor, layout, identity_of(model), self.path)
+
+    def load_processor(self) -> "tuple[ProcessorMixin, int]":
+        """The processor as :meth:`load` gives it, and most tokens that model and tokenizer take.
+
+        Weights are read only where they are stored with it (original and composed checkpoints).
+
+        Raises:
+            BackboneError: As :meth:`load` does.
+        """
+        if type(self).read is not Backbone.read:
+            loaded = self.load()
+            return loaded.processor, self.max_length or context(loaded)
+        from mllm_lit.backbones import composed, efficientnet_lite  # noqa: F401
+
+        source = resolve_source(self.path, self.revision)
+        config = self._config(source)
+        processor = self._processor(source)
+        self._prepare(processor)
+        return processor, self.max_length or _limit(config, processor)
+
+    def _prepare(self, processor: Any) -> None:
+        if self.max_length is not None:
+            processor.tokenizer.model_max_length = self.max_length
+        if self.aspect is not None:
+            processor.image_processor = with_aspect(processor.image_processor, self.aspect)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the small model that comes with the package, or has a part of it."""
+        return "embedded" in self.path.split(" + ")
 
     def read(self) -> "tuple[Any, Any]":
         """The model and its processor, as they are stored."""
@@ -224,9 +251,11 @@ def _builds(kind: Any, config: Any, attention: str, options: Mapping[str, Any]) 
 
 def context(loaded: LoadedBackbone) -> int:
     """Most tokens that a model and its tokenizer take."""
-    config: Any = loaded.model.config
-    trained: int = config.get_text_config().max_position_embeddings
-    return min(trained, cast("Any", loaded.processor).tokenizer.model_max_length)
+    return _limit(loaded.model.config, loaded.processor)
+
+
+def _limit(config: Any, processor: Any) -> int:
+    return min(config.get_text_config().max_position_embeddings, processor.tokenizer.model_max_length)
 
 
 def resolve_source(path: str, revision: str | None = None) -> str:

@@ -202,8 +202,13 @@ def wanted_rows(rule: Rule, data: Any) -> list[Sample]:
     """
     sets = [data.train_rows]
     if rule.needs_data == "source":
-        sets = [one.task.rows(one.root, one.task.split_names["train"]) for one in wanted_sets(rule, data).values()]
+        sets = training_rows(wanted_sets(rule, data).values())
     return in_turns(sets, stream_seed(Stream.PROBED_ROWS))
+
+
+def training_rows(sets: Iterable[Any]) -> list[list[Sample]]:
+    """The rows of each set's train split that are not scored."""
+    return [one.task.training_rows(one.root, one.task.split_names["train"], (one.split,)) for one in sets]
 
 
 def in_turns(sets: Sequence[Sequence[Sample]], seed: int) -> list[Sample]:

@@ -12,6 +12,7 @@ from mllm_lit.data.images import load_image
 from mllm_lit.errors import UserError
 from mllm_lit.reports.page import Answers, Block, Text
 from mllm_lit.reports.scores import Difference, ReportError, over_samples
+from mllm_lit.seed import seeded
 
 if TYPE_CHECKING:
     from mllm_lit.data.sample import Sample
@@ -174,13 +175,23 @@ def samples_read(config: Mapping[str, Any], file: Path, trust: Sequence[str] = (
         settings = settings.get("init_args", settings)
         if "task" not in settings:
             raise ReportError(f"{file} does not say where the samples of {name} are.")
-        return _rows(json.dumps(settings["task"]), settings.get("root"), settings.get("split"), tuple(trust))
+        # A split may be drawn with the run's seed.
+        with seeded(config.get("seed_everything")):
+            return _rows(
+                json.dumps(settings["task"]),
+                settings.get("root"),
+                settings.get("split"),
+                tuple(trust),
+                config.get("seed_everything"),
+            )
 
     return cache(read)
 
 
 @cache
-def _rows(task: str, root: str | None, split: str | None, trust: tuple[str, ...]) -> "Mapping[str, Sample]":
+def _rows(
+    task: str, root: str | None, split: str | None, trust: tuple[str, ...], _seed: int | None
+) -> "Mapping[str, Sample]":
     from jsonargparse import ArgumentError, ArgumentParser
 
     from mllm_lit.parsing import only_trusted

@@ -1,7 +1,7 @@
 """What a dataset family has to say for itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, ClassVar
@@ -37,6 +37,8 @@ class Task(ABC):
     split_names: dict[str, str] = {"train": "train", "val": "val", "test": "test"}
     """The publisher's name of the split that plays each role (an instance may differ from its class)."""
     has_train_split: ClassVar[bool] = True
+    takes_files: ClassVar[bool] = False
+    """Whether a root may be a file, or a data set of the Hugging Face hub."""
     max_new_tokens: int = 16
 
     def __init__(self, prompt: str | None = None) -> None:
@@ -89,6 +91,23 @@ class Task(ABC):
             DatasetError: A file is missing (the message holds the expected tree), the split is unknown
                 (it lists those there are), or a row is malformed (it names file and row).
         """
+
+    def training_rows(self, root: Path, split: str, scored: Collection[str]) -> list[Sample]:
+        """The rows of a split that may be trained on.
+
+        Args:
+            root: As for :meth:`rows`.
+            split: Likewise.
+            scored: Splits that are evaluated; what is drawn from ``split`` for them is left out.
+
+        Raises:
+            DatasetError: As :meth:`rows` does.
+        """
+        return self.rows(root, split)
+
+    def drawn(self, root: Path, scored: Collection[str]) -> str | None:
+        """In a line, what is drawn from the training split for those that are evaluated; ``None`` for nothing."""
+        return None
 
     @abstractmethod
     def metric(self) -> "AnswerMetric":

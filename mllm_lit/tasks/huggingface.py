@@ -73,14 +73,11 @@ class HuggingFace(Task):
             raise DatasetError(f"{source} has no column {missing}; there are: {', '.join(table.column_names)}")
         image = self.columns["image"]
         if image is not None:
-            table = _undecoded(table, image)
-        return collect(Path(source), _entries(source, table), partial(self._row, source, Path(root)))
+            table = undecoded(table, image)
+        return collect(Path(source), entries_of(source, table), partial(self._row, source, Path(root)))
 
     def _table(self, root: Path, split: str) -> tuple[str, Any]:
-        try:
-            import datasets
-        except ImportError as error:
-            raise DatasetError(f"{self.name}: reading tables needs a package: pip install datasets") from error
+        datasets = import_datasets(self.name)
         if self.dataset is not None:
             options = {"cache_dir": str(root)}
             self.check_split(split, datasets.get_dataset_split_names(self.dataset, self.config_name))
@@ -92,15 +89,8 @@ class HuggingFace(Task):
             self.locate(root, f"{split}.parquet", f"data/{split}.parquet")
         self.check_split(split, dict.fromkeys(parts.values()))
         chosen = [path for path, name in parts.items() if name == split]
-        check_shards(chosen)
         source = str(chosen[0] if len(chosen) == 1 else root / f"{split}-*.parquet")
-        try:
-            table = datasets.load_dataset("parquet", data_files={split: list(map(str, chosen))}, split=split)
-        except Exception as error:  # of a damaged page
-            cause = error.__cause__ or error
-            told = f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
-            raise DatasetError(f"{source}: its rows cannot be read: {told}; download it again") from error
-        return source, table
+        return source, read_parquet(chosen, source)
 
     def _row(self, source: str, root: Path, row: str, entry: dict[str, Any]) -> Iterable[Sample]:
         columns = self.columns
@@ -119,7 +109,7 @@ class HuggingFace(Task):
             id=row if columns["id"] is None else str(column(entry, columns["id"], Key)),
             question=self.ask(**asked),
             answer=majority(references),
-            images=tuple(_image(item, root, f"{source}:{row}") for item in cells),
+            images=tuple(picture_of(item, root, f"{source}:{row}") for item in cells),
             references=tuple(references),
             choices=tuple(options),
             origin=f"{source}:{row}",
@@ -137,6 +127,39 @@ class HuggingFace(Task):
 
     def metric(self) -> "AnswerMetric":
         return scorer(self.score)
+
+
+def import_datasets(wanted_by: str) -> Any:
+    """The optional package.
+
+    Raises:
+        DatasetError: It is not installed.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DatasetError(f"{wanted_by}: reading tables needs a package: pip install datasets") from error
+    return datasets
+
+
+def read_parquet(paths: list[Path], source: str) -> Any:
+    """The rows of parquet files that are one table.
+
+    Args:
+        paths: The files.
+        source: What to call them in an error.
+
+    Raises:
+        DatasetError: They cannot be read.
+    """
+    datasets = import_datasets(source)
+    check_shards(paths)
+    try:
+        return datasets.load_dataset("parquet", data_files={"rows": list(map(str, paths))}, split="rows")
+    except Exception as error:  # of a damaged page
+        cause = error.__cause__ or error
+        told = f"{type(cause).__name__}: {str(cause).splitlines()[0]}"
+        raise DatasetError(f"{source}: its rows cannot be read: {told}; download it again") from error
 
 
 def check_shards(paths: list[Path]) -> None:
@@ -169,7 +192,8 @@ def _type(schema: Any, name: str) -> str:
     return str(schema.field(name).type) if name in schema.names else "absent"
 
 
-def _entries(source: str, table: Any) -> Iterator[tuple[int, Any]]:
+def entries_of(source: str, table: Any) -> Iterator[tuple[int, Any]]:
+    """The rows of a table, from 0."""
     row = 0
     try:
         for row, entry in enumerate(table):
@@ -180,7 +204,7 @@ def _entries(source: str, table: Any) -> Iterator[tuple[int, Any]]:
         ) from error
 
 
-def _undecoded(table: Any, column: str) -> Any:
+def undecoded(table: Any, column: str) -> Any:
     """The table with encoded pictures, whatever the column was declared as."""
     import datasets
 
@@ -194,7 +218,7 @@ def _undecoded(table: Any, column: str) -> Any:
     return table
 
 
-def _image(cell: Any, root: Path, where: str) -> ImageRef:
+def picture_of(cell: Any, root: Path, where: str) -> ImageRef:
     """A picture from bytes, from ``{"bytes", "path"}`` or from a path."""
     if isinstance(cell, dict) and cell.get("bytes") is None:
         cell = cell.get("path")
