@@ -104,6 +104,11 @@ def classes_by_name(base: type, module: Any) -> None:
     _typehints.names_of_classes = known  # type: ignore[attr-defined]
 
 
+def short_names() -> list[str]:
+    """All names of :func:`classes_by_name`."""
+    return [name for names in getattr(_typehints, "names_of_classes", {}).values() for name in names]
+
+
 def whole_numbers_first() -> None:
     """Let ``--trainer.limit_test_batches 1`` be one batch, and not 1.0, which is all of them.
 

@@ -10,6 +10,7 @@ from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._namespace import NSKeyError
 
 from mllm_lit.names import PLACES, find, near, unknown
+from mllm_lit.parsing import short_names
 
 SHOWN = 12
 """Most options that are listed where none is like the one that was given."""
@@ -74,7 +75,9 @@ def words(error: BaseException) -> str:
         return no_option(place, classes, text, named[1], last)
     if named := NO_NAME.search(text):
         option = option_of(place)
-        return f"{place} {named[1]}: " + (unknown(option, named[1]) if option else "no such file or class.")
+        likely = near(named[1], short_names())
+        hint = f"; did you mean {likely}?" if likely else "."
+        return f"{place} {named[1]}: " + (unknown(option, named[1]) if option else f"no such file or class{hint}")
     if isinstance(last, AttributeError) and last.name and (likely := near(last.name, dir(last.obj))):
         return f"{place}: {text}; did you mean {likely}?"
     outer = str(chain[-2]) if len(chain) > 1 else ""

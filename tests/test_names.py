@@ -91,6 +91,7 @@ def test_a_backbone_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("--model.adapter LoRa", r"model\.adapter LoRa: there is no such file or name; did you mean lora"),
         ("--model.adapter mllm_lit.adapters.Lora", r"did you mean LoRA\?"),
         ("--data scienceqaa", r"data scienceqaa: .* did you mean scienceqa or scienceqa_img\?"),
+        ("--data.task conversation", r"data\.task conversation: no such file or class; did you mean conversations\?"),
         ("--data.sources nonsense", r"data\.sources nonsense: .* names are embedded, .*, spider\."),
         ("--trainer dddp", r"trainer dddp: .* did you mean ddp\?"),
         ("--model.schedule cosin", r"model\.schedule is 'cosin', expected cosine, .*; did you mean cosine\?"),
