@@ -91,7 +91,8 @@ def classes_by_name(base: type, module: Any) -> None:
         module: Where such classes are.
     """
     known: dict[type, dict[str, str]] = getattr(_typehints, "names_of_classes", {})
-    named = (one for one in vars(module).values() if isinstance(one, type) and hasattr(one, "name"))
+    every = (one for one in vars(module).values() if isinstance(one, type) and issubclass(one, base))
+    named = (one for one in every if isinstance(getattr(one, "name", None), str))
     known[base] = {one.name: f"{module.__name__}.{one.__name__}" for one in named}
     if hasattr(_typehints, "names_of_classes"):
         return
