@@ -92,8 +92,8 @@ def classes_by_name(base: type, module: Any) -> None:
     """
     known: dict[type, dict[str, str]] = getattr(_typehints, "names_of_classes", {})
     every = (one for one in vars(module).values() if isinstance(one, type) and issubclass(one, base))
-    named = (one for one in every if isinstance(getattr(one, "name", None), str))
-    known[base] = {one.name: f"{module.__name__}.{one.__name__}" for one in named}
+    names = {getattr(one, "name", None): f"{module.__name__}.{one.__name__}" for one in every}
+    known[base] = {name: path for name, path in names.items() if isinstance(name, str)}
     if hasattr(_typehints, "names_of_classes"):
         return
     plain: Any = _typehints.resolve_class_path_by_name
