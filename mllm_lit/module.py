@@ -24,6 +24,7 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
+from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import Objective
 from mllm_lit.objectives.callback import ObjectiveCallback
 from mllm_lit.objectives.losses import answer_losses
@@ -303,8 +304,9 @@ class MLLMModule(L.LightningModule):
             for name, (part, count) in parts.items():
                 if count:
                     self.log(f"train/loss_{name}", part / count)
-        for group in optimizer.param_groups:
-            self.log(f"lr/{group['name']}", group["lr"])
+        if self.trainer._logger_connector.should_update_logs:
+            rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
+            log_scalars(self.trainer, rates, self.trainer.global_step)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Free the gradients of a step that was made; Lightning would hold them while the next loss is computed."""
@@ -352,9 +354,10 @@ class MLLMModule(L.LightningModule):
             return None
         phase = f"step-{trainer.global_step:06d}" if trainer.state.fn == "fit" else "validate"
         result = self.evaluate(batch, phase, trainer.limit_val_batches)
-        for name, scores in result.scores.items():
-            for key, value in scores.items():
-                self.log(f"val/{name}/{key}", value, rank_zero_only=True, batch_size=1)
+        flat = {f"val/{name}/{key}": value for name, scores in result.scores.items() for key, value in scores.items()}
+        for name, value in flat.items():
+            self.log(name, value, rank_zero_only=True, batch_size=1, logger=False)
+        log_scalars(trainer, flat, trainer.global_step)
         return result
 
     def test_step(self, batch: Evaluator, batch_idx: int) -> Result:  # type: ignore[override]

@@ -8,7 +8,7 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "begin"),
+    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "begin", "run_directory", "loggers"),
     ("backbones",),
     ("data",),
     ("metrics",),
@@ -16,7 +16,7 @@ FLOORS = (
     ("adapters", "answers", "packed_rows"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("inference", "objectives", "sources", "run_directory", "trainer", "reports"),
+    ("inference", "objectives", "sources", "trainer", "reports"),
     ("rehearsal", "replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),
