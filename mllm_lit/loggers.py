@@ -92,7 +92,7 @@ def _log_markdown(trainer: L.Trainer, logger: Logger, tag: str, text: str, step:
         logger.experiment.add_text(tag, text, step)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.log_text(logger.run_id, text, f"{tag}.md")
-    elif (file := _file(trainer, logger, f"{tag}.md", "texts")) is not None:
+    elif (file := _file(trainer, logger, f"{tag}.md")) is not None:
         file.write_text(text + "\n", encoding="utf-8")
 
 
@@ -117,7 +117,7 @@ def log_picture(trainer: L.Trainer, tag: str, draw: "Callable[[], NDArray[np.uin
         elif isinstance(logger, MLFlowLogger):
             key = re.sub(r"[^a-zA-Z0-9_\-./ ]", "_", tag)
             logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
-        elif (file := _file(trainer, logger, f"{tag}/step-{step:06d}.png", "pictures")) is not None:
+        elif (file := _file(trainer, logger, f"{tag}/step-{step:06d}.png")) is not None:
             Image.fromarray(picture).save(file)
 
 
@@ -154,7 +154,7 @@ def log_histogram(
             histogram: Any = wandb.Histogram(np_histogram=(counts, edges))
             logger.log_metrics({tag: histogram}, step=step)
         else:
-            _said.info(f"{type(logger).__name__} shows no histograms: {tag.split('/')[0]}/* are left out of it.")
+            _said.info(f"{type(logger).__name__} shows no histograms: those of {tag.split('/')[0]}/* are left out.")
 
 
 @rank_zero_only
@@ -190,13 +190,13 @@ def shown(trainer: L.Trainer) -> list[Logger]:
     return [logger for logger in trainer.loggers if not isinstance(logger, DummyLogger)]
 
 
-def _file(trainer: L.Trainer, logger: Logger, name: str, kind: str) -> Path | None:
+def _file(trainer: L.Trainer, logger: Logger, name: str) -> Path | None:
     """Where something is written that a logger cannot show; its folder is made."""
     folder = claimed_directory(trainer) or logger.log_dir or logger.save_dir
     if folder is None:
-        _said.info(f"{type(logger).__name__} shows no {kind} and has no folder to put them in: they are left out.")
+        _said.info(f"{type(logger).__name__} shows no texts and pictures, and there is no folder for them.")
         return None
-    _said.info(f"{type(logger).__name__} shows no {kind}: they are files in {Path(folder) / FILES}.")
     path = Path(folder) / FILES / name
+    _said.info(f"{type(logger).__name__} shows no texts and pictures: they are in {Path(folder) / FILES}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mllm_lit.data.images import load_image
 from mllm_lit.evaluation.sets import Record
@@ -35,15 +35,16 @@ def grid(pairs: Sequence[tuple[Any, Record]]) -> NDArray[np.uint8]:
 
 
 def row(sample: Any, record: Record) -> Image.Image:
-    """One sample; green is a right prediction, red a wrong one."""
+    """One sample; green is a right prediction, red a wrong one, grey one that is not scored alone."""
     picture = load_image(sample.images[0], sample.origin)
-    picture.thumbnail((PICTURE, PICTURE))
-    right = record["score"] is None or record["score"] >= 0.5
+    picture = ImageOps.contain(picture, (PICTURE, PICTURE))
+    score = record["score"]
+    said = "#555555" if score is None else "#1b7a34" if score >= 0.5 else "#b3261e"
     x = PICTURE + 2 * GAP
     texts = [
         ("#000000", lines("Q: " + record["question"], WIDTH - x - GAP, 4)),
         ("#1a56b0", lines("answer: " + record["answer"], WIDTH - x - GAP, 3)),
-        ("#1b7a34" if right else "#b3261e", lines("model: " + record["prediction"], WIDTH - x - GAP, 3)),
+        (said, lines("model: " + record["prediction"], WIDTH - x - GAP, 3)),
     ]
     step = round(1.25 * SIZE)
     height = max(picture.height, step * sum(len(text) for _, text in texts)) + 2 * GAP
@@ -54,7 +55,7 @@ def row(sample: Any, record: Record) -> Image.Image:
         for line in text:
             draw.text((x, y), line, colour, font())
             y += step
-    draw.line((0, height - 1, WIDTH, height - 1), "#dddddd")
+    draw.line((0, height - 2, WIDTH, height - 2), "#cccccc", 2)
     return canvas
 
 
