@@ -6,7 +6,8 @@ logger has. Tables, texts and pictures are then files in ``logged/`` of the run 
 
 import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +31,29 @@ _said = WarningCache()
 
 
 def log_scalars(trainer: L.Trainer, metrics: Mapping[str, float], step: int) -> None:
-    """Numbers of a step, by name.
-
-    MLflow's file store keeps each in a file of its name, so ``accuracy`` cannot be beside ``accuracy/NAT``: the second
-    is called ``accuracy.NAT`` there.
-    """
+    """Numbers of a step, by name."""
     for logger in trainer.loggers if metrics else ():
-        own = {unnested(name, metrics): value for name, value in metrics.items()}
-        logger.log_metrics(own if isinstance(logger, MLFlowLogger) else dict(metrics), step=step)
+        logger.log_metrics(dict(metrics), step=step)
 
 
-def unnested(name: str, names: Mapping[str, Any]) -> str:
+def keep_names_apart(loggers: Iterable[Logger]) -> None:
+    """Have MLflow's logger take names that go on behind another, whoever logs them.
+
+    MLflow's file store keeps each number in a file of its name, so ``accuracy`` cannot be beside ``accuracy/NAT``.
+    """
+    for logger in loggers:
+        if isinstance(logger, MLFlowLogger) and not isinstance(logger.log_metrics, partial):
+            logger.log_metrics = partial(_log_unnested, logger.log_metrics)  # type: ignore[method-assign]
+
+
+def _log_unnested(log: Callable[..., None], metrics: Mapping[str, float], step: int | None = None) -> None:
+    log({unnested(name, metrics): value for name, value in metrics.items()}, step=step)
+
+
+def unnested(name: str, names: Iterable[str]) -> str:
     """A name without the slashes that follow another name.
 
-    >>> unnested("val/toy/accuracy/NAT", {"val/toy/accuracy": 1.0})
+    >>> unnested("val/toy/accuracy/NAT", ["val/toy/accuracy"])
     'val/toy/accuracy.NAT'
     """
     for other in names:

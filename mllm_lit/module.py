@@ -24,7 +24,7 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
-from mllm_lit.loggers import log_scalars
+from mllm_lit.loggers import keep_names_apart, log_scalars
 from mllm_lit.objectives.base import Objective
 from mllm_lit.objectives.callback import ObjectiveCallback
 from mllm_lit.objectives.losses import answer_losses
@@ -202,6 +202,10 @@ class MLLMModule(L.LightningModule):
 
     # ---- training --------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Look after the loggers."""
+        keep_names_apart(self.trainer.loggers)
+
     def on_fit_start(self) -> None:
         """Refuse what a strategy cannot do.
 
@@ -304,9 +308,8 @@ class MLLMModule(L.LightningModule):
             for name, (part, count) in parts.items():
                 if count:
                     self.log(f"train/loss_{name}", part / count)
-        if self.trainer._logger_connector.should_update_logs:
-            rates = {f"lr/{group['name']}": group["lr"] for group in optimizer.param_groups}
-            log_scalars(self.trainer, rates, self.trainer.global_step)
+        for group in optimizer.param_groups:
+            self.log(f"lr/{group['name']}", group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Free the gradients of a step that was made; Lightning would hold them while the next loss is computed."""
@@ -355,9 +358,11 @@ class MLLMModule(L.LightningModule):
         phase = f"step-{trainer.global_step:06d}" if trainer.state.fn == "fit" else "validate"
         result = self.evaluate(batch, phase, trainer.limit_val_batches)
         flat = {f"val/{name}/{key}": value for name, scores in result.scores.items() for key, value in scores.items()}
+        fits = trainer.state.fn == "fit"
         for name, value in flat.items():
-            self.log(name, value, rank_zero_only=True, batch_size=1, logger=False)
-        log_scalars(trainer, flat, trainer.global_step)
+            self.log(name, value, rank_zero_only=True, batch_size=1, logger=not fits)
+        if fits:  # Lightning would put them one step back
+            log_scalars(trainer, flat, trainer.global_step)
         return result
 
     def test_step(self, batch: Evaluator, batch_idx: int) -> Result:  # type: ignore[override]

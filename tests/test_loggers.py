@@ -176,13 +176,13 @@ def test_mlflow_and_csv_beside_one_another(
     words = ["--trainer.logger", f"[{', '.join(kinds)}]"]
     monkeypatch.setattr("tests.toy.Toy.metric", by_answer)
     with caplog.at_level("INFO"):
-        run(monkeypatch, "--config", str(config), *SPIDER, *SHORT, *words)
+        run(monkeypatch, "--config", str(config), *SPIDER, *SHORT, *words, "--model.adapter.weight_decay", "0.1")
     client = MlflowClient(f"file:{tmp_path / 'mlruns'}")
     (stored,) = client.search_runs([client.get_experiment_by_name("lightning_logs").experiment_id])
     assert stored.info.status == "FINISHED"
     params, metrics = stored.data.params, stored.data.metrics
     assert (params["Adapter"], params["Rule"], params["model.adapter.lr"]) == ("Full", "Spider", "2e-05")
-    assert metrics.keys() >= SCALARS | {"val/toy/accuracy", "val/toy/accuracy.red", "lr/llm"}
+    assert metrics.keys() >= SCALARS | {"val/toy/accuracy", "val/toy/accuracy.red", "lr/connector.no_decay"}
     curve = client.get_metric_history(stored.info.run_id, "Overview/H")
     assert [one.step for one in curve] == [0, 2, 4]
     artifacts = {one.path for one in client.list_artifacts(stored.info.run_id)}

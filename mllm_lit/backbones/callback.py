@@ -1,5 +1,6 @@
 """Says at the start of a run what each role of the backbone holds and trains, and looks after the vision cache."""
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -86,9 +87,14 @@ def evaluated(trainer: L.Trainer) -> list[tuple[list[Any], int]]:
 
 
 def validations(trainer: L.Trainer) -> int:
-    """How many there are in a run."""
+    """How many there are in a run; of those that go by the clock, or in a run without an end, at least one."""
     between = float(trainer.val_check_batch or "inf") * (trainer.check_val_every_n_epoch or 1)
-    return int(epochs_of(trainer) * float(trainer.num_training_batches) / between) if trainer.limit_val_batches else 0
+    batches = epochs_of(trainer) * float(trainer.num_training_batches)
+    if not trainer.limit_val_batches:
+        return 0
+    if getattr(trainer, "_val_check_time_interval", None) is not None or math.isinf(batches):
+        return 1
+    return int(batches / between)
 
 
 def pictures_change(collate: Callable[[list[Any]], Any], rows: Iterable[Any], times: int = 4) -> bool:

@@ -89,7 +89,7 @@ class ForgettingCallback(L.Callback):
         if self.before is None:
             with swapped(pl_module, self._untrained):
                 result = self._backbone(trainer, pl_module, evaluator)
-                if validations(trainer):
+                if self.start is None and validations(trainer):
                     self.start = self._start(trainer, pl_module, evaluator, result)
             self._untrained = {}
             self.before = result.scores
