@@ -13,7 +13,6 @@ from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit import tasks
 from mllm_lit.begin import COMMANDS
@@ -24,10 +23,11 @@ from mllm_lit.callbacks.show import ShowBatch
 from mllm_lit.callbacks.summary import SummaryCallback
 from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import check_seed, from_settings, plain_errors
+from mllm_lit.loggers import log_text
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.names import spelled
 from mllm_lit.parsing import auto_beside_a_class, check_files, classes_by_name, flatten, keep_null, whole_numbers_first
-from mllm_lit.run_directory import FOLDER, RunDirectory, find_last, run_directory
+from mllm_lit.run_directory import FOLDER, RunDirectory, claimed_directory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
 from mllm_lit.wording import PlainParser
 
@@ -37,7 +37,7 @@ class Parser(PlainParser, LightningArgumentParser):
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Keeps the resolved configuration beside the run, and as text in TensorBoard."""
+    """Keeps the resolved configuration beside the run, and as text in the loggers."""
 
     def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Write the file to the run directory, whatever the logger."""
@@ -52,10 +52,9 @@ class SaveResolvedConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         """Add the text."""
-        text = self.parser.dump(self.config, skip_none=False)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", "    " + text.replace("\n", "\n    "))
+        folder = claimed_directory(trainer)
+        file = None if folder is None else folder / self.config_filename
+        log_text(trainer, "config", self.parser.dump(self.config, skip_none=False), file=file)
 
 
 class MLLMCLI(LightningCLI):

@@ -127,7 +127,10 @@ def is_users(error: Exception) -> bool:
 
 @contextmanager
 def from_settings() -> Iterator[None]:
-    """Raise a ``ValueError`` of a class that is made from settings as a :class:`SettingError`."""
+    """Raise a ``ValueError`` of a class that is made from settings as a :class:`SettingError`.
+
+    So are a package that is missing and what MLflow refuses, whose messages say what to do.
+    """
     try:
         yield
     except ValueError as error:
@@ -135,7 +138,8 @@ def from_settings() -> Iterator[None]:
         cause: BaseException = error
         while cause.__cause__ is not None and not isinstance(cause, UserError):
             cause = cause.__cause__
-        if not isinstance(cause, ValueError | UserError):
+        refused = type(cause).__name__ == "MlflowException"
+        if not refused and not isinstance(cause, ValueError | UserError | ModuleNotFoundError):
             raise
         raise (cause if isinstance(cause, UserError) else SettingError(str(cause))) from error
 

@@ -25,6 +25,7 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
+from mllm_lit.loggers import keep_names_apart, log_scalars
 from mllm_lit.objectives.base import Objective
 from mllm_lit.objectives.callback import ObjectiveCallback
 from mllm_lit.objectives.losses import answer_losses
@@ -206,6 +207,10 @@ class MLLMModule(L.LightningModule):
 
     # ---- training --------------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Look after the loggers."""
+        keep_names_apart(self.trainer.loggers)
+
     def on_fit_start(self) -> None:
         """Refuse what a strategy cannot do.
 
@@ -357,9 +362,12 @@ class MLLMModule(L.LightningModule):
             return None
         phase = f"step-{trainer.global_step:06d}" if trainer.state.fn == "fit" else "validate"
         result = self.evaluate(batch, phase, trainer.limit_val_batches)
-        for name, scores in result.scores.items():
-            for key, value in scores.items():
-                self.log(f"val/{name}/{key}", value, rank_zero_only=True, batch_size=1)
+        flat = {f"val/{name}/{key}": value for name, scores in result.scores.items() for key, value in scores.items()}
+        fits = trainer.state.fn == "fit"
+        for name, value in flat.items():
+            self.log(name, value, rank_zero_only=True, batch_size=1, logger=not fits)
+        if fits:  # Lightning would put them one step back
+            log_scalars(trainer, flat, trainer.global_step)
         return result
 
     def test_step(self, batch: Evaluator, batch_idx: int) -> Result:  # type: ignore[override]

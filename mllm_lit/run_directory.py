@@ -88,10 +88,18 @@ def write_ids(sampled: Mapping[str, Sequence[str]], folder: Path) -> None:
 
 def run_directory(trainer: L.Trainer) -> Path | None:
     """Where a run writes to: what :class:`RunDirectory` says, else the logger's folder, which all ranks ask for."""
+    claimed = claimed_directory(trainer)
+    if claimed is not None:
+        return claimed
+    return None if trainer.log_dir is None else Path(trainer.log_dir)
+
+
+def claimed_directory(trainer: L.Trainer) -> Path | None:
+    """What :class:`RunDirectory` says, if the trainer has one; a rank can ask for it alone."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunDirectory) and callback.path is not None:
             return callback.path
-    return None if trainer.log_dir is None else Path(trainer.log_dir)
+    return None
 
 
 def claim(output: Path, experiment: str, version: str | None, checkpoint: Path | None) -> tuple[Path, bool]:

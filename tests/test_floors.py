@@ -8,7 +8,8 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "names", "wording", "part_help", "begin"),
+    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "names", "wording", "part_help", "begin")
+    + ("run_directory", "loggers"),
     ("backbones",),
     ("data",),
     ("metrics",),
@@ -16,7 +17,7 @@ FLOORS = (
     ("adapters", "answers", "packed_rows", "look"),
     ("strategies", "importance", "evaluation"),
     ("merging", "summary", "start"),
-    ("adapters.callback", "inference", "objectives", "sources", "run_directory", "trainer", "reports"),
+    ("adapters.callback", "inference", "objectives", "sources", "trainer", "reports"),
     ("rehearsal", "replay", "module"),
     ("datamodule", "callbacks"),
     ("cli",),

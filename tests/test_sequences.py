@@ -164,7 +164,7 @@ def test_every_stage_so_far_is_drawn(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "summary.json").write_text(json.dumps(one))
     board, table = TensorBoardLogger(tmp_path, "board", "0"), CSVLogger(tmp_path, "table", "0")
-    trainer: Any = SimpleNamespace(loggers=[board, table], global_step=7)
+    trainer: Any = SimpleNamespace(loggers=[board, table], callbacks=[], global_step=7)
     log_sequence(trainer, [tmp_path / "0", tmp_path / "1"], told[2])
     board.finalize("success")
     table.finalize("success")

@@ -1,17 +1,18 @@
 """Says at the start of a run what each role of the backbone holds and trains, and looks after the vision cache."""
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
 from mllm_lit.backbones.pictures import cache_if_it_pays, looks_at
 from mllm_lit.backbones.report import parameter_report
+from mllm_lit.loggers import log_table, log_text
 
 PROBED_ROWS = 4
 
@@ -29,10 +30,8 @@ class BackboneCallback(L.Callback):
             precision = f"precision: {trainer.precision} ({getattr(trainer, 'precision_reason', 'as set')})"
             parts = filter(None, (title, report, precision, told))
             Console().print("\n".join(parts), highlight=False, markup=False, soft_wrap=True)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("parameters", report, trainer.global_step)
-                logger.experiment.add_text("vision_cache", told, trainer.global_step)
+        log_table(trainer, "parameters", report, trainer.global_step)
+        log_text(trainer, "vision_cache", told, trainer.global_step)
 
     def _keep_features(self, trainer: L.Trainer, module: Any) -> str:
         """Decide on a vision cache that was left to the run, and drop one that could never be of use."""
@@ -81,12 +80,21 @@ def evaluated(trainer: L.Trainer) -> list[tuple[list[Any], int]]:
     """The samples of every set that a run evaluates, and how often."""
     sets = getattr(getattr(trainer, "datamodule", None), "sets", {})
     twice = any(getattr(callback, "scores_before_and_after", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    between = float(trainer.val_check_batch or "inf") * (trainer.check_val_every_n_epoch or 1)
-    batches = epochs_of(trainer) * float(trainer.num_training_batches)
     # A limit in batches leaves next to nothing of a set.
     times = {"test": 2 * int(twice and isinstance(trainer.limit_test_batches, float))}
-    times["val"] = int(batches / between) if isinstance(trainer.limit_val_batches, float) else 0
+    times["val"] = validations(trainer) if isinstance(trainer.limit_val_batches, float) else 0
     return [(one.samples, times.get(phase, 0)) for phase, ones in sets.items() for one in ones]
+
+
+def validations(trainer: L.Trainer) -> int:
+    """How many there are in a run; of those that go by the clock, or in a run without an end, at least one."""
+    between = float(trainer.val_check_batch or "inf") * (trainer.check_val_every_n_epoch or 1)
+    batches = epochs_of(trainer) * float(trainer.num_training_batches)
+    if not trainer.limit_val_batches:
+        return 0
+    if getattr(trainer, "_val_check_time_interval", None) is not None or math.isinf(batches):
+        return 1
+    return int(batches / between)
 
 
 def pictures_change(collate: Callable[[list[Any]], Any], rows: Iterable[Any], times: int = 4) -> bool:

@@ -1,21 +1,23 @@
 """Says when target, sources and other sets are scored: before, during and after training."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from mllm_lit.backbones.callback import validations
 from mllm_lit.callbacks.kept import ScoresKept
+from mllm_lit.callbacks.overview import known_scores, overview
 from mllm_lit.callbacks.trajectory import draw_trajectory
 from mllm_lit.errors import SettingError
 from mllm_lit.evaluation.evaluator import Evaluator
 from mllm_lit.evaluation.sets import Result, Scores
+from mllm_lit.loggers import log_picture, log_scalars
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 
@@ -31,10 +33,11 @@ class ForgettingCallback(L.Callback):
     Args:
         keep: A folder in which scores and answers of untrained backbones are kept and looked for, so that of many runs
             only the first measures them; ``None`` for none.
-        images: Pictures with question, answer and prediction shown per set in TensorBoard.
+        images: Pictures with question, answer and prediction shown of each set.
 
     Attributes:
         before: Scores of the backbone, ``None`` until measured.
+        start: Likewise, of the samples of the validations; ``None`` if there are none.
         during: Of each validation ``step`` (of the optimizer), ``epoch`` (passes over the training rows), ``scores``.
         after: Scores of the trained model.
         last: Of the latest ``trainer.test``.
@@ -49,6 +52,7 @@ class ForgettingCallback(L.Callback):
         self.kept = None if keep is None else ScoresKept(keep)
         self.images = images
         self.before: Scores | None = None
+        self.start: Scores | None = None
         self.during: list[dict[str, Any]] = []
         self.after: Scores | None = None
         self.last: Scores = {}
@@ -85,9 +89,14 @@ class ForgettingCallback(L.Callback):
         if self.before is None:
             with swapped(pl_module, self._untrained):
                 result = self._backbone(trainer, pl_module, evaluator)
+                if self.start is None and validations(trainer):
+                    self.start = self._start(trainer, pl_module, evaluator, result)
             self._untrained = {}
             self.before = result.scores
             log_scores(trainer, self.before, "test", step=0)
+            log_scores(trainer, self.start or {}, "val", step=0)
+            first = self.start or self.before
+            log_scalars(trainer, overview(self.headlines, first, first), 0)
             show(trainer, result, evaluator, self.images)
         if self._due:
             trainer.validating = True
@@ -103,6 +112,7 @@ class ForgettingCallback(L.Callback):
         if trainer.state.fn == "fit":
             told = {"step": trainer.global_step, "epoch": epochs(trainer), "scores": outputs.scores}
             self.during.append(told)
+            log_scalars(trainer, overview(self.headlines, self.start, outputs.scores), trainer.global_step)
             draw_trajectory(trainer, batch.headlines(), self.before, self._steps(), None)
             show(trainer, outputs, batch, self.images, "during")
         else:
@@ -117,6 +127,8 @@ class ForgettingCallback(L.Callback):
         result = pl_module.evaluate(evaluator, "after", trainer.limit_test_batches)
         self.after = result.scores
         log_scores(trainer, self.after, "test", step=trainer.global_step)
+        if self.start is None and not self.during:
+            log_scalars(trainer, overview(self.headlines, self.before, self.after), trainer.global_step)
         show(trainer, result, evaluator, self.images)
         draw_trajectory(trainer, self.headlines, self.before, self._steps(), self.after)
 
@@ -151,13 +163,22 @@ class ForgettingCallback(L.Callback):
                 rank_zero_info(f"Scores before training: those kept in {place}")
                 found = self.kept.load(place, predictions) if trainer.is_global_zero else None
                 return trainer.strategy.broadcast(found)  # type: ignore[return-value]
-        # No tensor has moved yet, so without the adapter's new modules the model is the backbone.
-        off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)  # type: ignore[arg-type]
-        with off:
+        with untuned(module):
             result = module.evaluate(evaluator, "before", trainer.limit_test_batches)
         if self.kept is not None and place is not None and trainer.is_global_zero:
             self.kept.save(place, result, predictions)
         return result
+
+    def _start(self, trainer: L.Trainer, module: MLLMModule, tested: Evaluator, result: Result) -> Scores:
+        """What the backbone scores on the samples of the validations; sources' are mostly among those just answered."""
+        evaluator, limit = evaluator_of(trainer, "val"), trainer.limit_val_batches
+        known = {} if isinstance(limit, int) else known_scores(evaluator, tested, result)
+        names = [one.name for one in evaluator.sets]
+        evaluator.sets = [one for one in evaluator.sets if one.name not in known]
+        if evaluator.sets:
+            with untuned(module):
+                known |= module.evaluate(evaluator, "step-000000", limit).scores
+        return {name: known[name] for name in names}
 
     def _compare(self, trainer: L.Trainer, module: MLLMModule, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint["callbacks"].get(self.state_key, {}).get("measured", {})
@@ -180,7 +201,7 @@ class ForgettingCallback(L.Callback):
                 self._untrained = {name: p.detach().clone() for name, p in named}
                 self.before = None
             if changed and phase == "val":
-                self.during = []
+                self.during, self.start = [], None
             self._changed[phase] = bool(changed)
 
     def _digests(self, trainer: L.Trainer, module: MLLMModule) -> dict[str, dict[str, str]]:
@@ -197,14 +218,14 @@ class ForgettingCallback(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Scores so far, and of what."""
-        return {"before": self.before, "during": self.during, "measured": self._measured}
+        return {"before": self.before, "start": self.start, "during": self.during, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the scores of the interrupted run, as far as they are of what is scored now."""
         if not self._changed.get("test"):
             self.before = state_dict["before"]
         if not self._changed.get("val"):
-            self.during = list(state_dict["during"])
+            self.during, self.start = list(state_dict["during"]), state_dict.get("start")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note whether a validation of this step is still to come."""
@@ -230,6 +251,11 @@ def epochs(trainer: L.Trainer) -> float:
     return trainer.fit_loop.epoch_loop.batch_progress.total.ready / trainer.num_training_batches
 
 
+def untuned(module: MLLMModule) -> AbstractContextManager[Any]:
+    """Within it, a model of which no tensor has moved yet is the backbone: the adapter's new modules are off."""
+    return nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)  # type: ignore[arg-type]
+
+
 @contextmanager
 def swapped(module: MLLMModule, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
     """Within it, some of the parameters hold other values."""
@@ -253,31 +279,26 @@ def fast_dev_run(trainer: L.Trainer) -> bool:
 def log_scores(trainer: L.Trainer, scores: Scores, prefix: str, step: int) -> None:
     """Send scores to the loggers."""
     flat = {f"{prefix}/{name}/{key}": value for name, values in scores.items() for key, value in values.items()}
-    for logger in trainer.loggers:
-        logger.log_metrics(flat, step=step)
+    log_scalars(trainer, flat, step)
 
 
 def show(trainer: L.Trainer, result: Result, evaluator: Evaluator, count: int, tag: str | None = None) -> None:
-    """Add grids of pictures with their texts to TensorBoard, for each set as ``SET/PHASE``.
+    """Log pictures with their texts, for each set as ``SET/PHASE``.
 
     Args:
         trainer: Whose loggers get them.
         result: Of the evaluation.
         evaluator: Which has the samples.
         count: Pictures of each set.
-        tag: In place of the phase: one for all steps, so that TensorBoard's slider runs over training.
+        tag: In place of the phase: one for all steps, so that a slider runs over training.
     """
     from mllm_lit.evaluation.grid import grid
 
-    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    for one in evaluator.sets if boards and trainer.is_global_zero else ():
+    for one in evaluator.sets:
         told = {record["id"]: record for record in result.records[one.name]}  # of a part of the set, if it is limited
         pairs = [(sample, told[sample.id]) for sample in one.samples if sample.images and sample.id in told][:count]
-        for board in boards if pairs else ():
-            picture = grid(pairs)
-            board.experiment.add_image(
-                f"{one.name}/{tag or result.phase}", picture, trainer.global_step, dataformats="HWC"
-            )
+        if pairs:
+            log_picture(trainer, f"{one.name}/{tag or result.phase}", partial(grid, pairs), trainer.global_step)
 
 
 def print_scores(trainer: L.Trainer, scores: Scores) -> None:

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from mllm_lit.loggers import log_picture, log_scalars
 from mllm_lit.metrics import sequence_scores
-from mllm_lit.plots import heat_map, pixels
+from mllm_lit.plots import heat_map
 
 
 def log_sequence(trainer: L.Trainer, earlier: Sequence[Path], result: Mapping[str, Any]) -> None:
-    """Add the heat map ``sequence/scores`` to TensorBoard, and ``sequence/MFT``, MFN, MAA and BWT to all loggers.
+    """Log the heat map ``sequence/scores``, and ``sequence/MFT``, MFN, MAA and BWT.
 
     Without an earlier run there is nothing to show. The four scores need every earlier target among ``data.others`` of
     every stage, and targets of different names.
@@ -34,14 +35,12 @@ def log_sequence(trainer: L.Trainer, earlier: Sequence[Path], result: Mapping[st
         for column in columns
         if column in row
     }
-    picture = pixels(heat_map("tasks (columns) after stages (rows)", cells))
     whole = len(set(tasks)) == len(tasks) and all(set(tasks[:n]) <= set(row) for n, (_, row) in enumerate(rows, 1))
     found = sequence_scores(dict(rows)) if whole else {}
-    for logger in trainer.loggers:
-        metrics = {f"sequence/{name}": value for name, value in found.items() if value is not None}
-        logger.log_metrics(metrics, step=trainer.global_step)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image("sequence/scores", picture, trainer.global_step, dataformats="HWC")
+    metrics = {f"sequence/{name}": value for name, value in found.items() if value is not None}
+    log_scalars(trainer, metrics, trainer.global_step)
+    draw = partial(heat_map, "tasks (columns) after stages (rows)", cells)
+    log_picture(trainer, "sequence/scores", draw, trainer.global_step)
 
 
 def read_summary(run: Path) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Ends a run: saves what was trained, writes ``summary.json``, fills TensorBoard's HParams tab, prints the table."""
+"""Ends a run: saves what was trained, writes ``summary.json``, logs settings and final scores, prints the table."""
 
 import resource
 import time
@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from mllm_lit import summary
@@ -16,6 +15,7 @@ from mllm_lit.callbacks.sequence import log_sequence
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.records import SAFE
 from mllm_lit.importance.files import save_buffers
+from mllm_lit.loggers import log_scalars, log_settings
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
@@ -27,7 +27,7 @@ class SummaryCallback(L.Callback):
     Args:
         experiment: The run's name.
         forgetting: Where the scores come from; stands before this callback in the trainer's list.
-        hparams: The settings shown in TensorBoard's HParams tab, flat.
+        hparams: The settings that loggers show, flat.
     """
 
     def __init__(self, experiment: str, forgetting: ForgettingCallback, hparams: dict[str, Any] | None = None) -> None:
@@ -35,6 +35,11 @@ class SummaryCallback(L.Callback):
         self.seconds = 0.0
         self._since: float | None = None
         self._logged = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the settings."""
+        assert isinstance(pl_module, MLLMModule)
+        log_settings(trainer, self._settings(pl_module))
 
     # Only time spent in training counts, so evaluation stops the clock.
 
@@ -51,8 +56,8 @@ class SummaryCallback(L.Callback):
         assert isinstance(pl_module, MLLMModule)
         self._logged = step
         seconds = self.seconds + time.perf_counter() - self._since
-        for logger in trainer.loggers:
-            logger.log_metrics({"train/tokens_per_second": pl_module.tokens * trainer.world_size / seconds}, step=step)
+        rate = pl_module.tokens * trainer.world_size / seconds
+        log_scalars(trainer, {"train/tokens_per_second": rate}, step)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clock."""
@@ -106,7 +111,7 @@ class SummaryCallback(L.Callback):
             kl_to_before=pl_module.kl_to_before,
         )
         path = summary.write(result, folder)
-        self._log(trainer, result)
+        self._log(trainer, pl_module, result)
         log_sequence(trainer, pl_module.start.earlier, result)
         console = Console()
         console.print(summary.table(result))
@@ -143,13 +148,17 @@ class SummaryCallback(L.Callback):
             "train_flops": 2 * (count["total"] + count["trainable"]) * tokens,
         }
 
-    def _log(self, trainer: L.Trainer, result: dict[str, Any]) -> None:
+    def _log(self, trainer: L.Trainer, module: MLLMModule, result: dict[str, Any]) -> None:
         metrics = {f"final/{key}": value for key, value in (result["tradeoff"] or {}).items() if value is not None}
         metrics["final/target"] = result["target"]["after"]
         metrics |= {f"final/{name}": row["after"] for name, row in (result["sources"] | result["others"]).items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.hparams, metrics, step=trainer.global_step)
+        log_settings(trainer, self._settings(module), metrics, trainer.global_step)
+
+    def _settings(self, module: MLLMModule) -> dict[str, Any]:
+        """The settings, led by what runs differ in most; TensorBoard sorts them, capital letters first."""
+        parts = {"Adapter": module.adapter, "Objective": module.objective, "Rule": module.importance}
+        named = {name: "none" if part is None else type(part).__name__ for name, part in parts.items()}
+        return {**named, "Learning rate": module.adapter.lr, **self.hparams}
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds trained so far."""

@@ -1,12 +1,13 @@
 """The run's picture: the target's score against the sources', from step to step."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from mllm_lit.evaluation.sets import Scores
-from mllm_lit.plots import Series, pixels, scatter
+from mllm_lit.loggers import log_picture
+from mllm_lit.plots import Series, scatter
 
 
 def draw_trajectory(
@@ -16,7 +17,7 @@ def draw_trajectory(
     during: Sequence[tuple[int, Scores]],
     after: Scores | None,
 ) -> None:
-    """Add the picture to TensorBoard as ``forgetting/target_against_sources``, if the run has sources.
+    """Log the picture ``forgetting/target_against_sources``, if the run has sources.
 
     Args:
         trainer: Whose loggers get it.
@@ -25,15 +26,11 @@ def draw_trajectory(
         during: (step, scores) on the sets of the validations.
         after: Scores of the trained model on whole test splits.
     """
-    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     target, *sources = headlines.items()
     series = trajectory(target, sources, before, during, after)
-    if boards and sources and trainer.is_global_zero and any(one.points for one in series.values()):
-        picture = pixels(scatter("Target against sources", "source, points", f"{target[0]}, points", series))
-        for board in boards:
-            board.experiment.add_image(
-                "forgetting/target_against_sources", picture, trainer.global_step, dataformats="HWC"
-            )
+    if sources and any(one.points for one in series.values()):
+        draw = partial(scatter, "Target against sources", "source, points", f"{target[0]}, points", series)
+        log_picture(trainer, "forgetting/target_against_sources", draw, trainer.global_step)
 
 
 def trajectory(

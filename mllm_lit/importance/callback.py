@@ -15,6 +15,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.files import check_buffers, read_buffers
 from mllm_lit.importance.log import log_rule
+from mllm_lit.loggers import log_scalars
 from mllm_lit.seed import Stream, stream_seed
 
 
@@ -102,10 +103,9 @@ class ImportanceCallback(L.Callback):
         if rule is None or step == self._logged:
             return
         self._logged = step
-        log_rule(trainer.loggers, rule, pl_module.loaded.layout, step)
+        log_rule(trainer, rule, pl_module.loaded.layout, step)
         if (penalty := rule.penalty()) is not None:
-            for logger in trainer.loggers:
-                logger.log_metrics({"importance/penalty": float(penalty)}, step=step)
+            log_scalars(trainer, {"importance/penalty": float(penalty)}, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The rule's state."""

@@ -1,22 +1,23 @@
 """What a rule did, block by block: scalars, histograms and heat maps for the loggers."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
 from mllm_lit.backbones.layout import Layout
 from mllm_lit.importance.base import BINS, Rule
-from mllm_lit.plots import heat_map, pixels
+from mllm_lit.loggers import log_histogram, log_picture, log_scalars
+from mllm_lit.plots import heat_map
 
 KEYS = ("selected", "mask", "overlap", "distance", "relative_distance")
 """What is logged of :meth:`Rule.statistics`."""
 
 
-def log_rule(loggers: list[Any], rule: Rule, layout: Layout, step: int) -> None:
+def log_rule(trainer: L.Trainer, rule: Rule, layout: Layout, step: int) -> None:
     """Write a rule's figures; under sharding every rank has to call it.
 
     Scalars ``importance/<part>/<figure>``, parts being roles and ``block_NN``; histograms of the mask's entries
@@ -25,8 +26,7 @@ def log_rule(loggers: list[Any], rule: Rule, layout: Layout, step: int) -> None:
     figures = {name: {k: float(v) for k, v in row.items()} for name, row in rule.statistics().items()}
     if not any(figures.values()):
         return
-    boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
-    masks = rule.histograms() if boards else {}
+    masks = rule.histograms() if trainer.loggers else {}
     parts: dict[str, list[str]] = {}
     for name in figures:
         for part in parts_of(name, layout):
@@ -34,27 +34,24 @@ def log_rule(loggers: list[Any], rule: Rule, layout: Layout, step: int) -> None:
     sizes = {name: parameter.numel() for name, parameter in rule.parameters.items()}
     for part, names in parts.items():
         means = {f"importance/{part}/{k}": v for k, v in combined({n: figures[n] for n in names}, sizes).items()}
-        for logger in loggers:
-            logger.log_metrics(means, step=step)
+        log_scalars(trainer, means, step)
         counts = [masks[name] for name in names if name in masks]
-        for board in boards:
-            if counts:
-                add_histogram(board.experiment, f"importance_mask/{part}", torch.stack(counts).sum(0), step)
-            if not part.startswith("block_"):
-                for key in KEYS:
-                    values = [figures[name][key] for name in names if key in figures[name]]
-                    if values:
-                        board.experiment.add_histogram(f"importance/{part}/{key}", np.asarray(values), step)
-    for board in boards:
-        for key in KEYS[:4]:
-            cells: dict[tuple[str, str], list[float]] = {}
-            for name, row in sorted_by_place(figures, layout):
-                if key in row:
-                    cells.setdefault(cell_of(name, layout), []).append(row[key])
-            if cells:  # a cell of a role outside the blocks may hold several tensors
-                table = {cell: sum(values) / len(values) for cell, values in cells.items()}
-                picture = pixels(heat_map(key, table))
-                board.experiment.add_image(f"importance/{key}", picture, step, dataformats="HWC")
+        if counts:
+            entries = torch.stack(counts).sum(0).numpy()
+            log_histogram(trainer, f"importance_mask/{part}", entries, np.linspace(0.0, 1.0, BINS + 1), step)
+        if not part.startswith("block_"):
+            for key in KEYS:
+                values = [figures[name][key] for name in names if key in figures[name]]
+                if values:
+                    log_histogram(trainer, f"importance/{part}/{key}", *np.histogram(values, BINS), step)
+    for key in KEYS[:4]:
+        cells: dict[tuple[str, str], list[float]] = {}
+        for name, row in sorted_by_place(figures, layout):
+            if key in row:
+                cells.setdefault(cell_of(name, layout), []).append(row[key])
+        if cells:  # a cell of a role outside the blocks may hold several tensors
+            table = {cell: sum(values) / len(values) for cell, values in cells.items()}
+            log_picture(trainer, f"importance/{key}", partial(heat_map, key, table), step)
 
 
 def parts_of(name: str, layout: Layout) -> list[str]:
@@ -74,23 +71,6 @@ def combined(figures: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int
         moved, norm = (sum(row[key] ** 2 for row in figures.values()) ** 0.5 for key in ("distance", "norm"))
         result |= {"distance": moved} | ({"relative_distance": moved / norm} if norm else {})
     return result
-
-
-def add_histogram(experiment: Any, tag: str, counts: Tensor, step: int) -> None:
-    """Counts of mask entries in :data:`BINS` equal parts of [0, 1], as a TensorBoard histogram."""
-    edges = np.linspace(0.0, 1.0, BINS + 1)
-    centres, weights = (edges[1:] + edges[:-1]) / 2, counts.numpy().astype(np.float64)
-    experiment.add_histogram_raw(
-        tag,
-        min=0.0,
-        max=1.0,
-        num=int(weights.sum()),
-        sum=float(weights @ centres),
-        sum_squares=float(weights @ centres**2),
-        bucket_limits=edges[1:].tolist(),
-        bucket_counts=weights.tolist(),
-        global_step=step,
-    )
 
 
 def cell_of(name: str, layout: Layout) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from mllm_lit.answers import labelled_outputs
 from mllm_lit.importance.probing import evaluating
+from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
 from mllm_lit.objectives.store import Store, key_of, look, name_of, probe, probed_batches
 from mllm_lit.run_directory import run_directory
@@ -88,8 +89,7 @@ class ObjectiveCallback(L.Callback):
                 found = labelled_outputs(pl_module.net, batch, apart, before.columns())
             totals += torch.tensor([float(found.sum()), len(found)], dtype=torch.float64)
         told = objective.looked(float(totals[0] / totals[1]))
-        for logger in trainer.loggers:
-            logger.log_metrics(told, step=step)
+        log_scalars(trainer, told, step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Say how far the model has moved on a few of the target's tokens."""
@@ -123,8 +123,7 @@ class ObjectiveCallback(L.Callback):
             "objective/kl_whole": whole(objective.temperature),
             "objective/kl_kept": float(kept.mean()),
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(numbers, step=trainer.global_step)
+        log_scalars(trainer, numbers, trainer.global_step)
         rank_zero_info(
             f"KL to the model before training over {len(logits)} answer tokens: {numbers['objective/kl_whole']:.4f}, "
             f"by the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
