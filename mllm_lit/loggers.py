@@ -88,7 +88,7 @@ def log_text(trainer: L.Trainer, tag: str, text: str, step: int = 0, file: Path 
         if isinstance(logger, WandbLogger):
             import wandb
 
-            page = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
+            page: Any = wandb.Html(f"<pre>{html.escape(text)}</pre>", inject=False)
             logger.log_metrics({tag: page}, step=step)
         elif isinstance(logger, MLFlowLogger) and file is not None:
             logger.experiment.log_artifact(logger.run_id, str(file))
