@@ -225,14 +225,33 @@ def experiment_name(configs: Sequence[Any] | None) -> str:
     return Path(str(configs[-1])).stem if configs else "run"
 
 
+UNTOLD = (
+    "GPU available: ",  # that one is not used is a warning, which stays
+    "TPU available: ",
+    "💡 Tip: ",
+    "Loading `train_dataloader` to estimate",
+    "Using bfloat16 Automatic Mixed Precision",  # said with the reason, under the table of what trains
+    "Using 16bit Automatic Mixed Precision",
+)
+"""How messages of Lightning's begin that tell a user nothing about the run."""
+
+
+def tells_something(record: logging.LogRecord) -> bool:
+    """Whether a message is none of these."""
+    return not str(record.msg).startswith(UNTOLD)
+
+
 def quiet() -> None:
     """Silence messages that tell a user nothing about the run."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(tells_something)
     shown = (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
         ".*isinstance.treespec.*",
         ".*is_gradient_checkpointing.*",
+        # Steps are shown by the bar, whatever is logged.
+        ".*is smaller than the logging interval.*",
         # A frozen vision encoder stays in eval mode.
         ".*in eval mode at the start of training.*",
         # The data module resumes the order, not the loader.

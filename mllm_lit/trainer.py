@@ -18,7 +18,7 @@ class MLLMTrainer(L.Trainer):
         accelerator: As Lightning's.
         precision: As Lightning's; ``auto`` is bf16-mixed on a GPU with bf16 and on a CPU with AMX, else 32-true, and
             gives way to a precision among the plugins.
-        **others: All other arguments of Lightning's trainer.
+        **others: All other arguments of Lightning's trainer; its model summary is off unless it is asked for.
     """
 
     def __init__(
@@ -36,6 +36,8 @@ class MLLMTrainer(L.Trainer):
         elif precision == "auto":
             precision, why = choose_precision(accelerator)
             self.precision_reason = f"auto: {why}"
+        if others.get("enable_model_summary") is None:
+            others["enable_model_summary"] = False  # the table of what trains says more
         super().__init__(accelerator=accelerator, precision=precision, **others)
 
 

@@ -10,7 +10,7 @@ from mllm_lit.reports.scores import mean_sd, score_of
 from mllm_lit.studies import read_results
 from tests.conftest import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "studies"
 NAMED = re.compile(r"(?<![\w/.-])(?:configs|tools|benchmarks|tests|docs)/[\w./-]*\w\.(?:yaml|py|json|md)")
 

@@ -87,7 +87,9 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     assert any("config" in tag for tag in events.Tags()["tensors"])
 
 
-def test_the_main_job_on_what_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_main_job_on_what_comes_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     few = {"task": {"class_path": "mllm_lit.tasks.COCOCaptions"}, "split": "val2014", "max_samples": 4}
     overlay = tmp_path / "short.yaml"
     overlay.write_text(yaml.safe_dump({"data": {"init_args": {"sources": {"init_args": {"sets": {"captions": few}}}}}}))
@@ -99,6 +101,12 @@ def test_the_main_job_on_what_comes_with_the_package(tmp_path: Path, monkeypatch
     assert (summary["target"]["name"], summary["cost"]["steps"]) == ("scienceqa", 3)
     assert set(summary["sources"]) == {"captions"}
     assert {path.name for path in (folder / "adapter").iterdir()} >= {"adapter_config.json", "connector.safetensors"}
+    said, heard = capfd.readouterr()
+    untold = ("TPU", "Tip:", "FLOPs", "GPU available", "| ---", "Warning", "logging interval")
+    assert not [word for word in untold if word in said + heard]
+    table = [line for line in said.splitlines() if line.split()[:1] in (["role"], ["vision"], ["llm"], ["all"])]
+    assert len(table) == 4
+    assert max(map(len, said.splitlines()[: said.splitlines().index(table[-1])])) <= 80
 
 
 def test_the_saved_adapter_gives_the_trained_logits(

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
 from mllm_lit.backbones.pictures import cache_if_it_pays, looks_at
-from mllm_lit.backbones.report import parameter_report
+from mllm_lit.backbones.report import markdown, parameter_rows, terminal
 from mllm_lit.loggers import log_table, log_text
 
 PROBED_ROWS = 4
@@ -23,14 +23,16 @@ class BackboneCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Report, and see to the vision cache."""
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        report = parameter_report(pl_module.net, pl_module.loaded.layout, groups)
+        rows = parameter_rows(pl_module.net, pl_module.loaded.layout, groups)
         told = self._keep_features(trainer, pl_module)
         if trainer.is_global_zero:
             title = f"{type(pl_module.loaded.model).__name__} from {pl_module.loaded.source}"
             precision = f"precision: {trainer.precision} ({getattr(trainer, 'precision_reason', 'as set')})"
-            parts = filter(None, (title, report, precision, told))
-            Console().print("\n".join(parts), highlight=False, markup=False, soft_wrap=True)
-        log_table(trainer, "parameters", report, trainer.global_step)
+            console = Console()
+            console.print(title, highlight=False, markup=False, soft_wrap=True)
+            console.print(terminal(rows))
+            console.print("\n".join(filter(None, (precision, told))), highlight=False, markup=False, soft_wrap=True)
+        log_table(trainer, "parameters", markdown(rows), trainer.global_step)
         log_text(trainer, "vision_cache", told, trainer.global_step)
 
     def _keep_features(self, trainer: L.Trainer, module: Any) -> str:

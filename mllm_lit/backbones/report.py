@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 from mllm_lit.backbones.layout import ROLES, Layout
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import nn
 
 
-def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[str, Any]] = ()) -> str:
-    """A Markdown table of the parameters of each role: how many, how many train, where, in what, how fast.
+HEADER = ("role", "parameters", "trained", "share", "dtype", "MB", "learning rate")
+
+
+def parameter_rows(model: "nn.Module", layout: Layout, groups: Sequence[dict[str, Any]] = ()) -> list[tuple[str, ...]]:
+    """The parameters of each role: how many, how many train, where, in what, how fast.
 
     Args:
         model: What an adapter's ``attach`` returned, or a bare model.
@@ -18,10 +22,11 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
         groups: The optimizer's, as an adapter makes them; under a schedule the rates are those it starts from.
 
     Returns:
-        One row a role and one of sums. Memory is that of the parameters this process holds, in MB of 10^6 bytes.
+        One row a role and one of sums, under :data:`HEADER`. Memory is that of the parameters this process holds, in MB
+        of 10^6 bytes.
     """
     rates = {id(p): float(group.get("initial_lr", group["lr"])) for group in groups for p in group["params"]}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     named = [(layout.role_of(name), parameter) for name, parameter in model.named_parameters()]
     for role in (*ROLES, "all"):
         own = [parameter for owner, parameter in named if role in (owner, "all")]
@@ -34,7 +39,7 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
         devices = sorted({str(p.device) for p in own})
         learning_rates = sorted({rates[id(p)] for p in own if id(p) in rates})
         rows.append(
-            [
+            (
                 role,
                 f"{total:,}",
                 f"{trained:,}",
@@ -42,7 +47,24 @@ def parameter_report(model: "nn.Module", layout: Layout, groups: Sequence[dict[s
                 ", ".join(kinds),
                 f"{sum(p.numel() * p.element_size() for p in held) / 1e6:,.1f} on {', '.join(devices)}",
                 ", ".join(f"{rate:g}" for rate in learning_rates) or "-",
-            ]
+            )
         )
-    header = ["role", "parameters", "trained", "share", "dtype", "MB", "learning rate"]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of :func:`parameter_rows` as Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in [HEADER, ["---"] * len(HEADER), *rows])
+
+
+def terminal(rows: Sequence[Sequence[str]]) -> "Table":
+    """Rows of :func:`parameter_rows` for the terminal, 80 columns wide at most for one device."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, padding=(0, 1), collapse_padding=True)
+    for name in HEADER:
+        table.add_column(name, justify="right" if name in HEADER[1:4] else "left")
+    for number, row in enumerate(rows):
+        table.add_row(*row, end_section=number == len(rows) - 2)
+    return table

@@ -1,7 +1,7 @@
 """The table of parameters."""
 
 from mllm_lit.adapters import LoRA
-from mllm_lit.backbones.report import parameter_report
+from mllm_lit.backbones.report import markdown, parameter_rows
 from tests.adapters.test_contract import backbone
 from tests.processors.beds import build
 
@@ -10,7 +10,7 @@ def test_every_role_has_a_row_and_the_last_one_is_their_sum() -> None:
     loaded = backbone(build("llava"))
     adapter = LoRA(rank=2, lr=2e-4, connector_lr=2e-5, lora_plus_ratio=4.0)
     model = adapter.attach(loaded)
-    report = parameter_report(model, loaded.layout, adapter.parameter_groups(model, loaded.layout))
+    report = markdown(parameter_rows(model, loaded.layout, adapter.parameter_groups(model, loaded.layout)))
     rows = {cells[0]: cells for line in report.splitlines()[2:] if (cells := line.strip("| ").split(" | "))}
     assert list(rows) == ["vision", "connector", "llm", "all"]
     totals = {role: int(cells[1].replace(",", "")) for role, cells in rows.items()}
