@@ -18,7 +18,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 OPTIONS = frozenset(
     ("config", "seed_everything", "trainer", "model", "data", "experiment", "version", "output", "keep_before")
-) | {"ckpt_path", "show_batch"}
+) | {"ckpt_path", "show_batch", "smoke"}
 """What a file of settings may hold, the parts' names without their arguments."""
 
 

@@ -100,6 +100,8 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
         text = "Show the first batch as the model sees it, before anything is scored or trained."
         parser.add_argument("--show_batch", action="store_true", help=text)
+        text = "Shorten every set and phase, for a first try: some steps, some samples of each set."
+        parser.add_argument("--smoke", action="store_true", help=text)
         text = "A checkpoint to go on from (fit) or to score; last is the newest of the run's."
         parser.add_argument("--ckpt_path", type=str | None, default=None, help=text)
 
@@ -110,6 +112,8 @@ class MLLMCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Find the run directory and checkpoint of ``--ckpt_path last``."""
         config, given = self.config, self.config.ckpt_path
+        if config.smoke:
+            shorten(config)
         self.experiment = config.experiment or experiment_name(config.config)
         self.continues = False
         if given in ("best", "hpc") or str(given).startswith("registry"):
@@ -178,6 +182,30 @@ class MLLMCLI(LightningCLI):
     def _dump(self) -> dict[str, Any]:
         dump: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_none=True, skip_validation=True))
         return dump
+
+
+SMOKE = {"steps": 4, "rows": 64, "scored": 8}
+"""Of a first try: optimizer steps, rows of the target that are trained on, and samples of a set that are scored."""
+
+
+def shorten(config: Any) -> None:
+    """Make a run a first try, in place; what is shorter already stays."""
+
+    def at_most(place: Any, name: str, most: int) -> None:
+        value = place.get(name)
+        place[name] = most if value is None or value < 0 else min(value, most)
+
+    data, trainer = config.data.get("init_args", config.data), config.trainer
+    for name, most in (("max_samples", "rows"), ("max_eval_samples", "scored"), ("val_samples", "scored")):
+        at_most(data, name, SMOKE[most])
+    data["fraction"] = None
+    for name in ("sources", "others"):
+        sets = data.get(name)
+        for one in () if sets is None else sets.get("init_args", sets)["sets"].values():
+            at_most(one.get("init_args", one), "max_samples", SMOKE["scored"])
+    at_most(trainer, "max_steps", SMOKE["steps"])
+    trainer["val_check_interval"], trainer["check_val_every_n_epoch"] = SMOKE["steps"] // 2, None
+    trainer["log_every_n_steps"] = 1
 
 
 class Built(NamedTuple):

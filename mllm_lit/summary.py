@@ -137,3 +137,69 @@ def table(summary: dict[str, Any]) -> Table:
     out.caption = "\n".join(lines)
     out.caption_justify = "left"
     return out
+
+
+def card(summary: dict[str, Any], files: Sequence[str]) -> str:
+    """A model card of what was trained, in the form of the Hugging Face hub.
+
+    Args:
+        summary: The content of ``summary.json``.
+        files: Names of the files beside it.
+    """
+    base = str(summary["backbone"])
+    on_hub = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    library = "peft" if "adapter_config.json" in files else "mllm_lit"
+    head = [f"base_model: {base}"] * on_hub + [f"library_name: {library}", "tags: [mllm_lit, image-text-to-text]"]
+    sets = {summary["target"]["name"]: summary["target"], **summary["sources"], **summary.get("others", {})}
+    roles = ["target", *["source"] * len(summary["sources"]), *["other"] * len(summary.get("others", {}))]
+    rows = [
+        f"| {name} | {role} | {row['metric']} | {row['before']:.1f} | {row['after']:.1f} "
+        f"| {row['after'] - row['before']:+.1f} |"
+        for role, (name, row) in zip(roles, sets.items(), strict=True)
+    ]
+    count, cost = summary["parameters"], summary["cost"]
+    trade = {"A^S": "A_S", "A^T": "A_T", "H": "H", "O": "O"} if summary["tradeoff"] else {}
+    means = ", ".join(f"{label} {summary['tradeoff'][key]:.1f}" for label, key in trade.items())
+    facts = {
+        "backbone": base,
+        **{part: summary.get(part) or "none" for part in PARTS if part != "backbone"},
+        "seed": summary["seed"],
+        "trained": f"{count['trainable']:,} of {count['total']:,} parameters",
+        "training": f"{cost['steps']} steps, {cost['tokens']:,} tokens, {cost['train_seconds']:.0f} s",
+        "precision": summary["precision"]["used"],
+        "versions": ", ".join(f"{name} {number}" for name, number in summary["versions"].items()),
+        **({"commit": summary["commit"]} if summary["commit"] else {}),
+    }
+    return "\n".join(
+        [
+            "---",
+            *head,
+            "---",
+            "",
+            f"# {summary['experiment']}",
+            "",
+            f"{base}, fine-tuned on {summary['target']['name']}; what it has learned and what it has forgotten:",
+            "",
+            "| set | is | score | before | after | change |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            *([f"Means over target and sources: {means}.", ""] if means else []),
+            "| | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in facts.items()),
+            "",
+            "To load it onto its backbone:",
+            "",
+            "```python",
+            "from mllm_lit.inference.run import read_backbone",
+            "from mllm_lit.adapters import Adapter",
+            "",
+            f'loaded = read_backbone("{"ITS_FILE.yaml" if " + " in base else base}").load()',
+            'model = Adapter.load(loaded, "FOLDER").eval()',
+            "```",
+            "",
+            f"Files: {', '.join(files)}.",
+            "",
+        ]
+    )

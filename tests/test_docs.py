@@ -45,6 +45,20 @@ def test_the_readme_states_the_measured_tradeoffs() -> None:
     assert scores("spider_methods", target="scienceqa", method="spider")["A_S"][0] > at_5e_4
 
 
+def test_the_readme_states_the_spread_of_the_main_job() -> None:
+    text = " ".join((REPOSITORY / "README.md").read_text(encoding="utf-8").split())
+    results = read_results(RESULTS / "spider_defaults.json")
+    assert results is not None
+    found = {cell.labels["seed"]: cell.summary for cell in results.cells if cell.labels["method"] == "lora"}
+    assert list(found) == ["21", "42", "63"]
+    captions, target = ([f"{score_of(run, name):.1f}" for run in found.values()] for name in ("captions", "target"))
+    assert "ends with {}, {} and {} of captions".format(*captions) in text
+    assert "with {}, {} and {} of the target".format(*target) in text
+    job = json.loads((REPOSITORY / "benchmarks" / "results" / "main_job.json").read_text(encoding="utf-8"))
+    assert job["seed"] == 42
+    assert f"has {score_of(job, 'captions'):.1f} and {score_of(job, 'target'):.1f}" in text
+
+
 def test_the_readme_shows_the_table_of_the_main_job() -> None:
     """As the first command printed it, but for trailing spaces."""
     from io import StringIO

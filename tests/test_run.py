@@ -109,6 +109,18 @@ def test_the_main_job_on_what_comes_with_the_package(
     assert max(map(len, said.splitlines()[: said.splitlines().index(table[-1])])) <= 80
 
 
+def test_a_first_try_is_short_everywhere(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, "--config", str(config), "--smoke", "--data.max_samples", "12")
+    folder = tmp_path / "logs" / "toy_run" / "version_0"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["cost"]["steps"] == 4
+    assert [one["step"] for one in summary["during"]] == [2, 4]
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["data"]["init_args"]["max_samples"] == 12, "what is shorter stays"
+    assert settings["data"]["init_args"]["sources"]["init_args"]["sets"]["source"]["init_args"]["max_samples"] == 8
+    assert len((folder / "predictions" / "after" / "source.jsonl").read_text().splitlines()) <= 8
+
+
 def test_the_saved_adapter_gives_the_trained_logits(
     config: Path, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_what_was_drawn_before_is_drawn_again() -> None:
         "PROBED_ROWS": 4,
         "PROBED_DROPOUT": 5,
         "CONNECTOR": 6,
+        "ADAPTER_INPUTS": 7,
     }
     assert stream_seed(Stream.DROPOUT, 1, 2, 3) == mix(42, 2, 1, 2, 3)
     assert mix(0) == 0xE220A8397B1DCDAF % 2**63  # the first number of SplitMix64

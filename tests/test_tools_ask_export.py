@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,78 @@ def test_the_answer_is_the_one_that_the_run_wrote(
     backbone = yaml.safe_load((run / "config.yaml").read_text())["model"]["backbone"]["init_args"]["path"]
     call("ask", monkeypatch, *words, "--backbone", backbone)
     assert capsys.readouterr().out.strip() != tuned
+
+
+def test_a_file_of_questions_gets_the_answers_that_the_run_wrote(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one go, and cut off in a line: the same command goes on, to the same file."""
+    rows = [json.loads(line) for line in (run / "predictions" / "after" / "toy.jsonl").read_text().splitlines()]
+    asked = run.parents[2] / "data" / "asked.jsonl"
+    mine = [{"id": row["id"], "question": row["question"], "images": row["image"], "mine": 1} for row in rows]
+    asked.write_text("".join(json.dumps({k: v for k, v in row.items() if v}) + "\n" for row in mine))
+    out = tmp_path / "answers.jsonl"
+    words = ["--batch", str(asked), "--out", str(out), "--run", str(run), "--max_new_tokens", "3", "--batch_size", "2"]
+    call("ask", monkeypatch, *words)
+    assert f"{len(rows)} answers written" in capsys.readouterr().out
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["answer"] for row in answers] == [row["prediction"] for row in rows]
+    assert [(row["id"], row["mine"]) for row in answers] == [(row["id"], 1) for row in rows]
+    whole = out.read_bytes()
+    out.write_bytes(whole[: whole.index(b"\n", 200) + 10])
+    call("ask", monkeypatch, *words)
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("lines", "words", "message"),
+    [
+        ('{"question": "a?"}\n{"question": " "}\n', [], r"asked.jsonl, row 2: .*question"),
+        ('{"question": "a?", "image": "none.png"}\n', [], r"asked.jsonl, row 1: .*none.png"),
+        ('{"question": "a?", "id": "x"}\n{"question": "b?", "id": "x"}\n', [], "has the id 'x', as row 1 has"),
+        ('{"question": "a?"}\n', ["--image", "a.png"], "leave out those of the command line"),
+    ],
+)
+def test_questions_that_cannot_be_asked(
+    lines: str,
+    words: list[str],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    asked.write_text(lines)
+    out.write_text("") if words else None
+    with pytest.raises((UserError, SystemExit)) as error:
+        call("ask", monkeypatch, "--batch", str(asked), "--out", str(out), "--run", str(run), *words)
+    assert re.search(message, str(error.value) + capsys.readouterr().err)
+    assert not out.exists() or not out.read_text()
+
+
+def test_answers_to_something_else_are_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, out = tmp_path / "asked.jsonl", tmp_path / "answers.jsonl"
+    asked.write_text('{"question": "a?"}\n')
+    out.write_text("notes\n")
+    with pytest.raises(UserError, match="does not hold answers to these questions"):
+        call("ask", monkeypatch, "--batch", str(asked), "--out", str(out), "--run", str(run))
+    assert out.read_text() == "notes\n"
+
+
+def test_the_model_card_says_what_was_measured(run: Path) -> None:
+    import yaml
+
+    summary = json.loads((run / "summary.json").read_text())
+    head, text = (run / "adapter" / "README.md").read_text().removeprefix("---\n").split("---\n", 1)
+    assert yaml.safe_load(head) == {"library_name": "peft", "tags": ["mllm_lit", "image-text-to-text"]}
+    target = summary["target"]
+    assert f"| toy | target | accuracy | {target['before']:.1f} | {target['after']:.1f} |" in text
+    assert "[More Information Needed]" not in text
+    code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(run / "adapter"))
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert isinstance(found["model"], torch.nn.Module)
 
 
 def test_a_chat_remembers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path) -> None:

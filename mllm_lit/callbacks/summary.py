@@ -20,6 +20,9 @@ from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
 
+CARD = "README.md"
+"""A model card; peft puts an empty one there."""
+
 
 class SummaryCallback(L.Callback):
     """Reports what was learned, what was forgotten and what it cost.
@@ -111,6 +114,9 @@ class SummaryCallback(L.Callback):
             kl_to_before=pl_module.kl_to_before,
         )
         path = summary.write(result, folder)
+        with writing(folder / "adapter" / CARD, None, SAFE):
+            files = sorted(file.name for file in (folder / "adapter").iterdir() if file.name != CARD)
+            (folder / "adapter" / CARD).write_text(summary.card(result, files), encoding="utf-8")
         self._log(trainer, pl_module, result)
         log_sequence(trainer, pl_module.start.earlier, result)
         console = Console()

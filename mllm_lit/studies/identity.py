@@ -12,7 +12,7 @@ from mllm_lit.names import CONFIGS
 from mllm_lit.parsing import flatten
 from mllm_lit.studies.plan import digest
 
-ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch")
+ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch", "smoke")
 """Settings that say where a run is kept or what it prints, and files whose content is resolved into the rest."""
 NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights", "start_from")
 """Last names of settings that may name a file or folder."""

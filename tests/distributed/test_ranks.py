@@ -104,8 +104,9 @@ def test_kept_scores_reach_every_rank(tiny_folder: Path, tmp_path: Path, name: s
     (first,) = together(tmp_path, [{**job, "folder": tmp_path / "first"}])
     (place,) = (tmp_path / "kept").iterdir()
     assert json.loads((place / "scores.json").read_text()) == first["before"]
-    (place / "scores.json").write_text(json.dumps({"toy": {"exact": 12.5}}))
+    planted = {name: dict.fromkeys(scores, 12.5) for name, scores in first["before"].items()}
+    (place / "scores.json").write_text(json.dumps(planted))
     together(tmp_path, [{**job, "folder": tmp_path / "second"}])
     for rank in range(2):
-        assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[0]["before"] == {"toy": {"exact": 12.5}}
+        assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[0]["before"] == planted
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [place.name]

@@ -224,7 +224,7 @@ def test_rows_come_from_where_the_rule_says() -> None:
         def rows(self, root: Path, split: str) -> list[Any]:
             return [(split, str(root), i) for i in range(ROWS[split])]
 
-    sources = {name: SimpleNamespace(task=Train(), root=name) for name in ("one", "two")}
+    sources = {name: SimpleNamespace(task=Train(), root=name, split="test") for name in ("one", "two")}
     data: Any = SimpleNamespace(
         train_rows=["target"] * 5, named=lambda names, _: {n: sources[n] for n in names or sources}
     )
