@@ -115,8 +115,8 @@ def test_a_file_of_questions_gets_the_answers_that_the_run_wrote(
 @pytest.mark.parametrize(
     ("lines", "words", "message"),
     [
-        ('{"question": "a?"}\n{"question": " "}\n', [], r"asked.jsonl, row 2: .*question"),
-        ('{"question": "a?", "image": "none.png"}\n', [], r"asked.jsonl, row 1: .*none.png"),
+        ('{"question": "a?"}\n{"question": " "}\n', [], r"asked.jsonl:2: \$.question: expected text that is not blank"),
+        ('{"question": "a?", "image": "none.png"}\n', [], r"asked.jsonl:1: image .*none.png cannot be read"),
         ('{"question": "a?", "id": "x"}\n{"question": "b?", "id": "x"}\n', [], "has the id 'x', as row 1 has"),
         ('{"question": "a?"}\n', ["--image", "a.png"], "leave out those of the command line"),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mllm_lit.commands import Arguments
 from mllm_lit.inference.ask import Conversation
-from mllm_lit.inference.batch import answer_file
+from mllm_lit.inference.batch import answer_questions, questions_left
 from mllm_lit.inference.run import load_tuned
 
 
@@ -40,6 +40,7 @@ def main(args: Sequence[str] | None = None) -> None:
         parser.error("--batch and --out go together: questions in, answers out")
     if options.batch is not None and (options.question or options.chat or options.image):
         parser.error("--batch reads its questions and pictures from the file: leave out those of the command line")
+    questions, done = questions_left(options.batch, options.out) if options.batch is not None else ([], 0)
     tuned = load_tuned(options.backbone, options.run, options.trust, options.start_from, dtype=options.dtype)
     import torch
     from transformers import TextStreamer
@@ -47,8 +48,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if torch.cuda.is_available():
         tuned.module.to("cuda")
     if options.batch is not None:
-        count = answer_file(tuned, options.batch, options.out, options.batch_size, options.max_new_tokens)
-        print(f"{count} answers written: {options.out}")
+        answer_questions(tuned, questions, done, options.out, options.batch_size, options.max_new_tokens)
+        print(f"{len(questions) - done} answers written: {options.out}")
         return
     conversation = Conversation(tuned, options.image)
     streamer = TextStreamer(tuned.loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -19,6 +19,10 @@ from mllm_lit.tasks.places import records
 Names = Annotated[list[Text], msgspec.Meta(min_length=1)]
 
 
+Question = tuple[Sample, dict[str, Any]]
+"""A question, and its row as it is."""
+
+
 class Asked(Row):
     """A row of the file of questions."""
 
@@ -28,7 +32,7 @@ class Asked(Row):
     images: Text | Names | None = None
 
 
-def read_questions(path: Path) -> list[tuple[Sample, dict[str, Any]]]:
+def read_questions(path: Path) -> list[Question]:
     """The questions of a file (JSON lines, JSON or parquet), and each row as it is.
 
     Names of pictures are relative to the file's folder.
@@ -38,7 +42,7 @@ def read_questions(path: Path) -> list[tuple[Sample, dict[str, Any]]]:
     """
     if not path.is_file():
         raise DatasetError(f"--batch {path}: there is no such file (tried {path.absolute()}).")
-    found: list[tuple[Sample, dict[str, Any]]] = []
+    found: list[Question] = []
     faults: list[Fault] = []
     places: dict[str, str] = {}
     for place, row in records(path):
@@ -56,31 +60,45 @@ def read_questions(path: Path) -> list[tuple[Sample, dict[str, Any]]]:
             faults.append(Fault(str(path), place, f"has the id {name!r}, as row {places[name]} has"))
         places[name] = place
         pictures = tuple(path.parent / one for one in names)
-        found.append((Sample.single_turn(name, asked.question, "?", pictures, origin=f"{path}:{place}"), row))
+        found.append((Sample.single_turn(name, asked.question, "?", pictures, ("?",), origin=f"{path}:{place}"), row))
     if faults:
         raise DatasetError.of(faults)
     return found
 
 
-def answer_file(tuned: Tuned, path: Path, out: Path, size: int = 8, max_new_tokens: int = 128) -> int:
-    """Answer every question of a file, greedily.
+def questions_left(path: Path, out: Path) -> tuple[list[Question], int]:
+    """The questions of a file, checked with their pictures, and how many of them are answered in ``out`` already.
+
+    Raises:
+        DatasetError: See :func:`read_questions`; or a picture cannot be read.
+        SettingError: ``out`` holds something else.
+    """
+    asked = read_questions(path)
+    samples = [sample for sample, _ in asked]
+    check_rows(samples, str(path))
+    done = answered(out, samples)
+    check_images(samples[done:])
+    return asked, done
+
+
+def answer_questions(
+    tuned: Tuned, asked: list[Question], done: int, out: Path, size: int = 8, max_new_tokens: int = 128
+) -> None:
+    """Answer questions, greedily, behind those that are answered.
 
     The answers are JSON lines: each row as it is, with its ``id`` and an ``answer``. They are written batch by batch,
-    so the same command goes on where it was stopped.
+    so that one can go on where it was stopped.
 
     Args:
         tuned: The model.
-        path: See :func:`read_questions`.
-        out: Written; answers that are there already are kept.
+        asked: See :func:`questions_left`; ``done``, too.
+        done: So many are left out.
+        out: Added to.
         size: Questions in a batch.
         max_new_tokens: Longest answer.
 
-    Returns:
-        How many questions were answered now.
-
     Raises:
-        DatasetError: A question or a picture cannot be used.
-        SettingError: ``out`` holds something else.
+        FormatError: A question does not fit into the model's context.
     """
     import torch
     from tqdm.auto import tqdm
@@ -91,16 +109,11 @@ def answer_file(tuned: Tuned, path: Path, out: Path, size: int = 8, max_new_toke
 
     in_range("--batch_size", size, 1)
     in_range("--max_new_tokens", max_new_tokens, 1)
-    asked = read_questions(path)
-    samples = [sample for sample, _ in asked]
-    check_rows(samples, str(path))
-    done = answered(out, samples)
-    check_images(samples[done:])
     net: Any = tuned.module
     collate = Collate(tuned.loaded.processor, context(tuned.loaded), with_prompt=True)
     device = next(net.parameters()).device
-    with tqdm(total=len(samples), initial=done, desc="questions answered") as bar:
-        for start in range(done, len(samples), size):
+    with tqdm(total=len(asked), initial=done, desc="questions answered") as bar:
+        for start in range(done, len(asked), size):
             part = asked[start : start + size]
             batch = collate([sample for sample, _ in part]).to(device)
             with torch.inference_mode():
@@ -109,10 +122,9 @@ def answer_file(tuned: Tuned, path: Path, out: Path, size: int = 8, max_new_toke
             with writing(out, len(lines.encode()), SAFE), out.open("a", encoding="utf-8") as file:
                 file.write(lines)
             bar.update(len(part))
-    return len(samples) - done
 
 
-def lines_of(part: list[tuple[Sample, dict[str, Any]]], texts: list[str]) -> Iterator[str]:
+def lines_of(part: list[Question], texts: list[str]) -> Iterator[str]:
     """The lines of some answers."""
     for (sample, row), text in zip(part, texts, strict=True):
         plain = {name: value for name, value in row.items() if not holds_bytes(value)}
