@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def summarise(
     cost: dict[str, float],
     precision: dict[str, str],
     kl_to_before: float | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Put a run's results into the form of ``summary.json``.
 
@@ -49,13 +50,14 @@ def summarise(
         precision: What was computed in (``used``), and ``why``.
         kl_to_before: KL of the model before training to the one after, nats an answer token of the target's training
             rows, where the objective keeps what the first says.
+        counts: Set -> how many samples were scored.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, headline in (headlines | others).items():
         row: dict[str, Any] = {"metric": headline}
         row |= {"before": before[name][headline], "after": after[name][headline]}
         row |= {"nll_before": before[name]["nll"], "nll_after": after[name]["nll"]}
-        rows[name] = row
+        rows[name] = row | ({"samples": counts[name]} if counts and name in counts else {})
     target, *sources = headlines
     for name in (*sources, *others):
         rows[name]["forgetting"] = forgetting(rows[name]["before"], rows[name]["after"])["points"]
@@ -112,6 +114,9 @@ def table(summary: dict[str, Any]) -> Table:
     others = summary.get("others", {})  # of sequences; earlier files have none
     for heading in ("target\nsources" + "\nothers" * bool(others), "score"):
         out.add_column(heading, no_wrap=True, vertical="bottom")
+    counted = "samples" in summary["target"]  # earlier files do not say it
+    if counted:
+        out.add_column("n", justify="right", vertical="bottom")
     for heading in ("before", "after", "change", "forgotten", "NLL\nbefore", "NLL\nafter"):
         out.add_column(heading, justify="right", vertical="bottom")
     sets = {summary["target"]["name"]: summary["target"], **summary["sources"], **others}
@@ -120,7 +125,8 @@ def table(summary: dict[str, Any]) -> Table:
         lost = f"{row['forgetting']:.1f}" if "forgetting" in row else ""
         cells = [f"{row['before']:.1f}", f"{row['after']:.1f}", f"{row['after'] - row['before']:+.1f}", lost]
         nll = [f"{row['nll_before']:.3f}", f"{row['nll_after']:.3f}"]
-        out.add_row(name, row["metric"], *cells, *nll, end_section=i in ends)
+        number = [str(row["samples"])] if counted else []
+        out.add_row(name, row["metric"], *number, *cells, *nll, end_section=i in ends)
     cost, count = summary["cost"], summary["parameters"]
     share = 100 * count["trainable"] / count["total"]
     lines = [

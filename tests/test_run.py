@@ -62,7 +62,7 @@ def test_a_run_leaves_what_it_promises(config: Path, tmp_path: Path, monkeypatch
     run(monkeypatch, "--config", str(config), "--trainer.max_epochs", "1", *often)
     folder = tmp_path / "logs" / "toy_run" / "version_0"
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["target"]["name"] == "toy"
+    assert (summary["target"]["name"], summary["target"]["samples"]) == ("toy", 7)
     lost = summary["sources"]["source"]
     assert lost["forgetting"] == pytest.approx(lost["before"] - lost["after"])
     assert summary["tradeoff"].keys() == {"A_S", "A_S_normalised", "A_T", "H", "O"}
@@ -107,6 +107,7 @@ def test_the_main_job_on_what_comes_with_the_package(
     table = [line for line in said.splitlines() if line.split()[:1] in (["role"], ["vision"], ["llm"], ["all"])]
     assert len(table) == 4
     assert max(map(len, said.splitlines()[: said.splitlines().index(table[-1])])) <= 80
+    assert len([line for line in said.splitlines() if line.startswith("step 2: scienceqa ")]) == 1
 
 
 def test_a_first_try_is_short_everywhere(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

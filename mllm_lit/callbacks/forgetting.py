@@ -1,6 +1,6 @@
 """Says when target, sources and other sets are scored: before, during and after training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from tqdm.auto import tqdm
 
 from mllm_lit.backbones.callback import validations
 from mllm_lit.callbacks.kept import ScoresKept
@@ -18,6 +19,7 @@ from mllm_lit.errors import SettingError
 from mllm_lit.evaluation.evaluator import Evaluator
 from mllm_lit.evaluation.sets import Result, Scores
 from mllm_lit.loggers import log_picture, log_scalars
+from mllm_lit.metrics import tradeoff
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 
@@ -41,6 +43,7 @@ class ForgettingCallback(L.Callback):
         during: Of each validation ``step`` (of the optimizer), ``epoch`` (passes over the training rows), ``scores``.
         after: Scores of the trained model.
         last: Of the latest ``trainer.test``.
+        counts: Set -> how many samples were scored after training.
         headlines: Target and sources -> name of the score that a table shows, the target first.
         others: Likewise, of the sets that are neither.
     """
@@ -56,6 +59,7 @@ class ForgettingCallback(L.Callback):
         self.during: list[dict[str, Any]] = []
         self.after: Scores | None = None
         self.last: Scores = {}
+        self.counts: dict[str, int] = {}
         self.headlines: dict[str, str] = {}
         self.others: dict[str, str] = {}
         self._measured: dict[str, dict[str, str]] = {}
@@ -114,6 +118,8 @@ class ForgettingCallback(L.Callback):
             self.during.append(told)
             log_scalars(trainer, overview(self.headlines, self.start, outputs.scores), trainer.global_step)
             draw_trajectory(trainer, batch.headlines(), self.before, self._steps(), None)
+            if trainer.is_global_zero:
+                tqdm.write(in_a_line(trainer.global_step, self.headlines, outputs.scores))  # above the bars
             show(trainer, outputs, batch, self.images, "during")
         else:
             print_scores(trainer, outputs.scores)
@@ -126,6 +132,7 @@ class ForgettingCallback(L.Callback):
         evaluator = evaluator_of(trainer, "test")
         result = pl_module.evaluate(evaluator, "after", trainer.limit_test_batches)
         self.after = result.scores
+        self.counts = {name: len(records) for name, records in result.records.items()}
         log_scores(trainer, self.after, "test", step=trainer.global_step)
         if self.start is None and not self.during:
             log_scalars(trainer, overview(self.headlines, self.before, self.after), trainer.global_step)
@@ -299,6 +306,19 @@ def show(trainer: L.Trainer, result: Result, evaluator: Evaluator, count: int, t
         pairs = [(sample, told[sample.id]) for sample in one.samples if sample.images and sample.id in told][:count]
         if pairs:
             log_picture(trainer, f"{one.name}/{tag or result.phase}", partial(grid, pairs), trainer.global_step)
+
+
+def in_a_line(step: int, headlines: Mapping[str, str], scores: Scores) -> str:
+    """The scores of a validation, the target first.
+
+    >>> in_a_line(100, {"one": "accuracy", "two": "exact"}, {"one": {"accuracy": 30}, "two": {"exact": 60}})
+    'step 100: one 30.0 · two 60.0 · A^S 60.0 · H 40.0'
+    """
+    points = {name: scores[name][key] for name, key in headlines.items()}
+    target, *sources = points.values()
+    means = tradeoff(target, sources) if sources else {}
+    told = points | {label: means[key] for label, key in (("A^S", "A_S"), ("H", "H")) if means}
+    return f"step {step}: " + " · ".join(f"{name} {value:.1f}" for name, value in told.items())
 
 
 def print_scores(trainer: L.Trainer, scores: Scores) -> None:

@@ -112,6 +112,7 @@ class SummaryCallback(L.Callback):
             cost=self._cost(trainer, pl_module),
             precision={"used": str(trainer.precision), "why": getattr(trainer, "precision_reason", "as set")},
             kl_to_before=pl_module.kl_to_before,
+            counts=self.forgetting.counts,
         )
         path = summary.write(result, folder)
         with writing(folder / "adapter" / CARD, None, SAFE):
