@@ -47,7 +47,8 @@ class Conversation:
         in_range("max_new_tokens", max_new_tokens, 1)
         processor, model = self.tuned.loaded.processor, self.tuned.loaded.model
         turns = [*self.turns, Turn("user", question)]
-        inputs = prompt_inputs(processor, self.format, turns, self.pictures)
+        asked = self.format.prompt(turns, len(self.pictures))
+        inputs = prompt_inputs(processor, self.format, [asked], [self.pictures])
         length, limit = inputs["input_ids"].shape[1], context(self.tuned.loaded)
         if length >= limit:
             raise FormatError(
@@ -69,8 +70,17 @@ class Conversation:
         return answer
 
 
-def prompt_inputs(processor: Any, form: ChatFormat, turns: Sequence[Turn], pictures: Sequence[Any]) -> dict[str, Any]:
-    """What a model is given to answer the last of some turns, as tensors with one row."""
-    shown: dict[str, Any] = {"images": [list(pictures)]} if pictures else {}
-    inputs = processor(**form.asked([form.prompt(turns, len(pictures))]), **shown, return_tensors="pt")
+def prompt_inputs(
+    processor: Any, form: ChatFormat, texts: Sequence[str], pictures: Sequence[Sequence[Any]]
+) -> dict[str, Any]:
+    """What a model is given to answer some prompts, as tensors with a row each, padded on the left.
+
+    Args:
+        processor: The model's.
+        form: Its chat format.
+        texts: As the format writes prompts.
+        pictures: Of each prompt; all have some, or none has.
+    """
+    shown: dict[str, Any] = {"images": [list(own) for own in pictures]} if any(pictures) else {}
+    inputs = processor(**form.asked(texts), **shown, padding=True, padding_side="left", return_tensors="pt")
     return {name: value for name, value in inputs.items() if name != "labels"}

@@ -102,6 +102,7 @@ def probe(processor: Any, module: Any) -> Any:
     from PIL import Image
 
     images = [Image.new("RGB", (64, 48), "grey")]
-    inputs = prompt_inputs(processor, chat_format(processor), [Turn("user", PROBE)], images)
+    form = chat_format(processor)
+    inputs = prompt_inputs(processor, form, [form.prompt([Turn("user", PROBE)], len(images))], [images])
     with torch.inference_mode():
         return module(**{name: value.to(module.device) for name, value in inputs.items()}).logits[:, -1].float()
