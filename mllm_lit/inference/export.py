@@ -44,6 +44,7 @@ def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":
     """
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
     config: Any = model.config
     if getattr(config, "connector", None) != "mlp2x_gelu":
@@ -60,6 +61,8 @@ def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":
     for name, old in PLAIN.items():
         setattr(plain.model.multi_modal_projector, name, own.model.multi_modal_projector.get_submodule(old))
     plain.generation_config = own.generation_config
+    # Names as in folders of the hub, which servers expect: a model that is not loaded is saved with transformers' own.
+    plain._weight_conversions = get_model_conversion_mapping(plain, add_legacy=False)
     return plain.eval()
 
 
