@@ -10,7 +10,8 @@ mllm-lit fit, such as --data.max_eval_samples 200. Answers are written to OUT/SE
 command again goes on with an evaluation that was killed. OUT/scores.json holds the scores.
 
 With --lmms_eval, tasks of lmms-eval are answered in place of them; OUT/lmms_eval.json holds their scores, and
-OUT/lmms_eval/TASK.jsonl the answers.
+OUT/lmms_eval/TASK.jsonl the answers. With --vlmeval, the questions of a TSV of VLMEvalKit are answered, into
+OUT/mllm_lit_DATASET.tsv, which it scores.
 """
 
 import argparse
@@ -42,7 +43,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--lmms_eval", help="names of tasks and groups of lmms-eval, joined by commas")
     parser.add_argument("--include_path", type=Path, help="folder with further task files of lmms-eval")
     parser.add_argument("--limit", type=int, help="most documents of each task of lmms-eval")
-    parser.add_argument("--batch_size", type=int, help="questions of lmms-eval that are answered at once; default: 8")
+    parser.add_argument("--vlmeval", type=Path, help="a data set of VLMEvalKit, DATASET.tsv")
+    parser.add_argument("--batch_size", type=int, help="questions of either that are answered at once; default: 8")
     options, rest = parser.parse_known_args(args)
     other = [word for word in rest if word.startswith("--") and not word.startswith("--data.")]
     if other:
@@ -51,14 +53,10 @@ def main(args: Sequence[str] | None = None) -> None:
     out = options.out or (options.run / "evaluation" if options.run else Path("logs") / "evaluation" / name)
     given = {"--data": options.data, "--data.sources": options.sources}
     words = [word for option, value in given.items() if value is not None for word in (option, value)]
-    if options.lmms_eval is not None:
-        if words or rest:
-            parser.error(f"--lmms_eval asks what lmms-eval's tasks say: leave out {' '.join([*words, *rest])}")
-        evaluate_lmms(options, out)
+    check_words(parser, options, [*words, *rest])
+    if options.lmms_eval is not None or options.vlmeval is not None:
+        (evaluate_lmms if options.vlmeval is None else answer_vlmeval)(options, out)
         return
-    theirs = [name for name in ("include_path", "limit", "batch_size") if getattr(options, name) is not None]
-    if theirs:
-        parser.error(f"--{theirs[0]} goes with --lmms_eval TASKS")
     result = evaluate(options, out, [*words, *rest])
     if os.environ.get("RANK", "0") == "0":
         text = json.dumps(result.scores, indent=1) + "\n"
@@ -67,6 +65,23 @@ def main(args: Sequence[str] | None = None) -> None:
         for name, scores in result.scores.items():
             print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in scores.items()))
         print(f"Written: {out}")
+
+
+def check_words(parser: Arguments, options: argparse.Namespace, words: Sequence[str]) -> None:
+    """Refuse options that would not be read."""
+    harness = "--lmms_eval" if options.lmms_eval is not None else "--vlmeval" if options.vlmeval is not None else None
+    if options.lmms_eval is not None and options.vlmeval is not None:
+        parser.error("--lmms_eval and --vlmeval: give one of them")
+    if harness and words:
+        parser.error(f"{harness} brings its own questions: leave out {' '.join(words)}")
+    needs = {
+        "include_path": "--lmms_eval TASKS",
+        "limit": "--lmms_eval TASKS",
+        "batch_size": "--lmms_eval or --vlmeval",
+    }
+    for name, needed in needs.items():
+        if getattr(options, name) is not None and (harness is None or harness not in needed):
+            parser.error(f"--{name} goes with {needed}")
 
 
 def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> Any:
@@ -97,6 +112,15 @@ def evaluate_lmms(options: argparse.Namespace, out: Path) -> None:
         for name, scores in scores_of(results).items():
             print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
         print(f"Written: {out}")
+
+
+def answer_vlmeval(options: argparse.Namespace, out: Path) -> None:
+    """Answer a data set of VLMEvalKit."""
+    from mllm_lit.inference.vlmeval import answer, read_rows
+
+    read_rows(options.vlmeval)
+    given = opened(options, out)
+    print(f"Written: {answer(given.tuned, options.vlmeval, out, options.batch_size or 8, context=given.context)}")
 
 
 class Opened(NamedTuple):

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from mllm_lit.backbones.load import context as context_length
-from mllm_lit.data.images import load_image
-from mllm_lit.data.prompt import FormatError, chat_format
+from mllm_lit.data.prompt import chat_format
 from mllm_lit.errors import SettingError, in_range, writing
 from mllm_lit.evaluation.evaluator import evaluating
-from mllm_lit.inference.ask import prompt_inputs
+from mllm_lit.inference.ask import Question, answers_to, read_messages
 from mllm_lit.inference.run import Tuned
 from mllm_lit.names import near
 
@@ -75,10 +72,12 @@ class Answers(lmms):  # type: ignore[misc]
         """
         answers = [""] * len(requests)
         settings = [{name: value for name, value in one.args[2].items() if name in GENERATION} for one in requests]
-        with evaluating(self.tuned.module), torch.inference_mode():
+        with evaluating(self.tuned.module):
             for places in self._batches(requests, settings):
                 asked = [self._read(requests[i].args) for i in places]
-                for place, text in zip(places, self._answer(asked, settings[places[0]]), strict=True):
+                given = {"max_new_tokens": LONGEST, **settings[places[0]]}
+                said = answers_to(self.tuned, self.format, asked, given, self.context)
+                for place, text in zip(places, said, strict=True):
                     answers[place] = text
         return answers
 
@@ -91,59 +90,11 @@ class Answers(lmms):  # type: ignore[misc]
             for start in range(0, len(places), self.batch_size):
                 yield places[start : start + self.batch_size]
 
-    def _read(self, args: Sequence[Any]) -> tuple[str, list[Any], str]:
-        """Prompt and pictures of a request, and where it is from."""
+    def _read(self, args: Sequence[Any]) -> Question:
+        """What a request asks."""
         _, doc_to_messages, _, number, task, split = args
-        where = f"lmms-eval {task}, {split} {number}"
-        messages, pictures = [], []
-        for message in doc_to_messages(self.task_dict[task][split][number]):
-            content = message["content"]
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            for part in parts:
-                if part["type"] not in ("text", "image"):
-                    raise FormatError(f"{where}: it shows {part['type']}; this package reads texts and pictures.")
-            shown = [part["url"] for part in parts if part["type"] == "image"]
-            pictures += [
-                one.convert("RGB") if isinstance(one, Image.Image) else load_image(Path(one), where) for one in shown
-            ]
-            kept = [{key: value for key, value in part.items() if key != "url"} for part in parts]
-            messages.append({"role": message["role"], "content": kept})
-        try:
-            return self.format.asking(messages), pictures, where
-        except FormatError as error:
-            raise FormatError(f"{where}: {error}") from error
-
-    def _answer(self, asked: Sequence[tuple[str, list[Any], str]], settings: dict[str, Any]) -> list[str]:
-        answers = [""] * len(asked)
-        for with_pictures in (True, False):
-            places = [i for i, (_, pictures, _) in enumerate(asked) if bool(pictures) is with_pictures]
-            if places:
-                for place, text in zip(places, self._generate([asked[i] for i in places], settings), strict=True):
-                    answers[place] = text
-        return answers
-
-    def _generate(self, asked: Sequence[tuple[str, list[Any], str]], settings: dict[str, Any]) -> list[str]:
-        loaded, net = self.tuned.loaded, self.tuned.module
-        texts, pictures, places = zip(*asked, strict=True)
-        inputs = prompt_inputs(loaded.processor, self.format, texts, pictures)
-        length, limit = inputs["input_ids"].shape[1], context_length(loaded)
-        if length >= limit:
-            raise FormatError(
-                f"{', '.join(places)}: {length:,} tokens, pictures included; this model takes {limit:,}, its answer "
-                "among them."
-            )
-        given = {"temperature": 0.0, "max_new_tokens": LONGEST, **settings}
-        given["max_new_tokens"] = min(given["max_new_tokens"], limit - length)
-        if not given["temperature"]:
-            given = {**given, "do_sample": False, "temperature": None, "top_p": None}
-        with self.context():
-            out = net.generate(  # type: ignore[operator]
-                **{name: value.to(self.device) for name, value in inputs.items()},
-                **given,
-                eos_token_id=self.format.stop_ids(loaded.model.generation_config),
-            )
-        new = self.format.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-        return [text.strip() for text in new]
+        messages = doc_to_messages(self.task_dict[task][split][number])
+        return read_messages(self.format, messages, f"lmms-eval {task}, {split} {number}")
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
         """Not asked of a chat model."""
