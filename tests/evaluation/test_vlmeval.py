@@ -11,7 +11,7 @@ from PIL import Image
 from mllm_lit.commands import evaluate
 from mllm_lit.data.faults import DatasetError
 from mllm_lit.inference import Conversation, load_tuned
-from mllm_lit.inference.vlmeval import content_of, pictures_of, read_rows, text_of
+from mllm_lit.inference.vlmeval import answer, content_of, pictures_of, read_rows, text_of
 
 
 def encoded(colour: str) -> str:
@@ -47,12 +47,11 @@ def test_the_file_has_the_columns_that_are_scored(table: Path, tiny_folder: Path
 
 def test_answers_are_those_to_its_prompt(table: Path, tiny_folder: Path, tmp_path: Path) -> None:
     # Alone, for this model says so little for sure that padding changes its long answers.
-    words = ["--vlmeval", str(table), "--out", str(tmp_path), "--batch_size", "1"]
-    evaluate.main(["--backbone", str(tiny_folder), *words])
+    tuned = load_tuned(str(tiny_folder))
+    answer(tuned, table, tmp_path, batch_size=1)
     with (tmp_path / "mllm_lit_Colours.tsv").open(newline="") as file:
         said = [row["prediction"] for row in csv.DictReader(file, delimiter="\t")]
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    tuned = load_tuned(str(tiny_folder))
     # ImageMCQDataset.build_prompt, written out.
     asked = (
         "Question: what colour is the square?\nOptions:\nA. red\nB. blue\n"
