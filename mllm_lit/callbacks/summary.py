@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
+from mllm_lit.callbacks.lmms_eval import lmms_eval_of
 from mllm_lit.callbacks.sequence import log_sequence
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.records import SAFE
@@ -109,6 +110,7 @@ class SummaryCallback(L.Callback):
             cost=self._cost(trainer, pl_module),
             precision={"used": str(trainer.precision), "why": getattr(trainer, "precision_reason", "as set")},
             kl_to_before=pl_module.kl_to_before,
+            lmms_eval=lmms_eval_of(trainer),
         )
         path = summary.write(result, folder)
         self._log(trainer, pl_module, result)

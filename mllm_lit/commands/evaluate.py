@@ -9,8 +9,8 @@ Target, sources and other sets are those of the run, or of --data; further optio
 mllm-lit fit, such as --data.max_eval_samples 200. Answers are written to OUT/SET.jsonl while they come; the same
 command again goes on with an evaluation that was killed. OUT/scores.json holds the scores.
 
-With --lmms_eval, tasks of lmms-eval are answered in place of them; OUT/lmms_eval.json holds their scores, and
-OUT/lmms_eval/TASK.jsonl the answers. With --vlmeval, the questions of a TSV of VLMEvalKit are answered, into
+With --lmms_eval, tasks of lmms-eval are answered in place of them; OUT/lmms_eval/results.json holds their scores,
+and OUT/lmms_eval/TASK.jsonl the answers. With --vlmeval, the questions of a TSV of VLMEvalKit are answered, into
 OUT/mllm_lit_DATASET.tsv, which it scores.
 """
 
@@ -108,7 +108,7 @@ def evaluate_lmms(options: argparse.Namespace, out: Path) -> None:
     model = Answers(given.tuned, options.batch_size or 8, given.context)
     results = evaluate(model, names, manager, options.limit)
     if results is not None:
-        write(results, out)
+        write(results, out / "lmms_eval")
         for name, scores in scores_of(results).items():
             print(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
         print(f"Written: {out}")

@@ -164,12 +164,11 @@ def scores_of(results: dict[str, Any]) -> Scores:
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
-    """Write ``lmms_eval.json``, the scores and how they came about, and ``lmms_eval/TASK.jsonl``, the answers."""
+    """Write ``results.json``, the scores and how they came about, and ``TASK.jsonl``, the answers."""
     kept = {"scores": scores_of(results), **{key: value for key, value in results.items() if key != "samples"}}
-    answers = folder / "lmms_eval"
-    with writing(answers):
-        answers.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         for task, samples in results["samples"].items():
             lines = (json.dumps(one, default=str, ensure_ascii=False) + "\n" for one in samples)
-            (answers / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
-        (folder / "lmms_eval.json").write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")
+            (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(kept, indent=1, default=str) + "\n", encoding="utf-8")

@@ -96,7 +96,7 @@ def include(tmp_path_factory: pytest.TempPathFactory, ours: Path) -> Path:
 def test_scores_and_answers_are_those_of_this_package(ours: Path, include: Path, tmp_path: Path) -> None:
     run("--out", str(tmp_path), "--lmms_eval", "local_scienceqa", "--include_path", str(include))
     mine = json.loads((ours / "scores.json").read_text())["scienceqa"]["accuracy"]
-    found = json.loads((tmp_path / "lmms_eval.json").read_text())
+    found = json.loads((tmp_path / "lmms_eval" / "results.json").read_text())
     assert 0 < mine < 100
     assert found["scores"] == {"local_scienceqa": {"exact_match": pytest.approx(mine / 100)}}
     theirs = {one["doc_id"]: one["filtered_resps"] for one in records(tmp_path / "lmms_eval" / "local_scienceqa.jsonl")}
@@ -165,3 +165,49 @@ def test_messages_are_asked_as_they_come(tiny_folder: Path) -> None:
 
 
 PICTURE = Image.new("RGB", (32, 32), "red")
+
+
+def fit(output: Path, name: str, *words: str) -> Path:
+    """The directory of a short LoRA run on the embedded ScienceQA."""
+    from mllm_lit.cli import main
+
+    few = ["--data.sources", "null", "--data.max_samples", "16", "--data.max_eval_samples", "4"]
+    few += ["--data.val_samples", "4", "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "1"]
+    short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--output", str(output)]
+    main(["--config", "scienceqa_lora", *few, *short, "--experiment", name, "--version", "v", *words])
+    return output / name / "v"
+
+
+@pytest.mark.slow
+def test_a_run_scores_its_tasks(ours: Path, include: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    words = ["--trainer.callbacks+=mllm_lit.callbacks.LmmsEval", "--trainer.callbacks.tasks=[local_scienceqa]"]
+    folder = fit(tmp_path, "with", *words, f"--trainer.callbacks.include_path={include}", "--trainer.callbacks.every=2")
+    summary = json.loads((folder / "summary.json").read_text())
+    told = summary["lmms_eval"]
+    mine = json.loads((ours / "scores.json").read_text())["scienceqa"]["accuracy"]
+    assert told["before"] == {"local_scienceqa": {"exact_match": pytest.approx(mine / 100)}}
+    assert [one["step"] for one in told["during"]] == [4]
+    assert told["after"] == told["during"][0]["scores"], "of the same weights"
+    assert len(records(folder / "lmms_eval" / "after" / "local_scienceqa.jsonl")) == ROWS
+    assert "local_scienceqa" in (folder / "report.html").read_text(encoding="utf-8")
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("lmms_eval/local_scienceqa/exact_match")}
+    assert logged == {0: pytest.approx(mine / 100), 4: pytest.approx(told["after"]["local_scienceqa"]["exact_match"])}
+
+    without = fit(tmp_path, "without")
+    assert "lmms_eval" not in json.loads((without / "summary.json").read_text())
+    trained = [load_file(one / "adapter" / "adapter_model.safetensors") for one in (folder, without)]
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items()), "it disturbs nothing"
+
+
+def test_an_unknown_task_is_told_before_training(include: Path, tmp_path: Path) -> None:
+    words = ["--trainer.callbacks+=mllm_lit.callbacks.LmmsEval", "--trainer.callbacks.tasks=[local_scienceq]"]
+    with pytest.raises(SettingError, match="did you mean local_scienceqa"):
+        fit(tmp_path, "wrong", *words, f"--trainer.callbacks.include_path={include}")
