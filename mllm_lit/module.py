@@ -1,6 +1,7 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -25,6 +26,7 @@ from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule
 from mllm_lit.importance.callback import ImportanceCallback
 from mllm_lit.importance.reference import Reference
+from mllm_lit.inference.run import Tuned
 from mllm_lit.loggers import keep_names_apart, log_scalars
 from mllm_lit.objectives.base import Objective
 from mllm_lit.objectives.callback import ObjectiveCallback
@@ -324,6 +326,17 @@ class MLLMModule(L.LightningModule):
 
     # ---- evaluation: a loader's one batch is an evaluator ------------------------------------------------------------
 
+    @contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """Within it, attention is computed as an evaluation's prompts want it."""
+        with attention(self._loaded.model, "sdpa" if self._attends_otherwise else None), memory_given_back():
+            yield
+
+    def tuned(self) -> Tuned:
+        """The model as it is, for what asks models elsewhere."""
+        assert self.net is not None
+        return Tuned(self._loaded, self.net)
+
     def evaluate(self, evaluator: Evaluator, phase: str, limit: float | None = None) -> Result:
         """Score the model as it is.
 
@@ -343,7 +356,7 @@ class MLLMModule(L.LightningModule):
                 if hook is not None:
                     hook(trainer, self)
 
-        with attention(self._loaded.model, "sdpa" if self._attends_otherwise else None), memory_given_back():
+        with self.as_evaluated():
             return evaluator.run(
                 self.net,
                 phase,

@@ -33,6 +33,7 @@ def summarise(
     precision: dict[str, str],
     kl_to_before: float | None = None,
     counts: Mapping[str, int] | None = None,
+    lmms_eval: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put a run's results into the form of ``summary.json``.
 
@@ -51,6 +52,7 @@ def summarise(
         kl_to_before: KL of the model before training to the one after, nats an answer token of the target's training
             rows, where the objective keeps what the first says.
         counts: Set -> how many samples were scored.
+        lmms_eval: ``before``, ``during`` and ``after`` of the tasks of lmms-eval, where the run has scored some.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, headline in (headlines | others).items():
@@ -79,6 +81,7 @@ def summarise(
         "precision": precision,
         "scores": {"before": before, "after": after},
         "during": list(during),
+        **({} if lmms_eval is None else {"lmms_eval": lmms_eval}),
         "versions": {package: version(package) for package in PACKAGES},
         "commit": commit(),
     }
@@ -104,6 +107,17 @@ def write(summary: dict[str, Any], folder: Path) -> Path:
     path = folder / "summary.json"
     path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def lmms_eval_rows(summary: dict[str, Any]) -> list[tuple[str, str, float | None, float]]:
+    """Task, name of a score, and its values before and after training, of what lmms-eval has scored."""
+    told = summary.get("lmms_eval") or {}
+    before = told.get("before") or {}
+    return [
+        (task, key, before.get(task, {}).get(key), value)
+        for task, scores in (told.get("after") or {}).items()
+        for key, value in scores.items()
+    ]
 
 
 def table(summary: dict[str, Any]) -> Table:
@@ -140,6 +154,10 @@ def table(summary: dict[str, Any]) -> Table:
         if trade["A_S_normalised"] is not None:
             shown.insert(1, f"normalised {trade['A_S_normalised']:.1f} %")
         lines.insert(0, " · ".join(shown))
+    lines += [
+        f"lmms-eval {task} {key}: {'–' if first is None else f'{first:.4g}'} → {last:.4g}"
+        for task, key, first, last in lmms_eval_rows(summary)
+    ]
     out.caption = "\n".join(lines)
     out.caption_justify = "left"
     return out

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mllm_lit import summary
 from mllm_lit.callbacks.forgetting import ForgettingCallback, fast_dev_run
+from mllm_lit.callbacks.lmms_eval import lmms_eval_of
 from mllm_lit.callbacks.sequence import log_sequence
 from mllm_lit.errors import writing
 from mllm_lit.evaluation.records import SAFE
@@ -113,6 +114,7 @@ class SummaryCallback(L.Callback):
             precision={"used": str(trainer.precision), "why": getattr(trainer, "precision_reason", "as set")},
             kl_to_before=pl_module.kl_to_before,
             counts=self.forgetting.counts,
+            lmms_eval=lmms_eval_of(trainer),
         )
         path = summary.write(result, folder)
         with writing(folder / "adapter" / CARD, None, SAFE):

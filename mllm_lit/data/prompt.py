@@ -9,6 +9,9 @@ from mllm_lit.backbones.family import family_of_processor
 from mllm_lit.data.sample import Sample, Turn
 from mllm_lit.errors import UserError
 
+Message = dict[str, Any]
+"""As chat templates take it: ``role``, and ``content``, a list of ``{"type": "image"}`` and ``{"type": "text", "text":
+...}``."""
 PROBE = "qzanswer{}zq"
 """Stands for an answer where it is found out what a chat format writes around it."""
 
@@ -104,20 +107,40 @@ class ChatFormat:
 
     def _text(self, turns: Sequence[Turn], pictures: int = 0, ask: bool = False) -> str:
         """Turns in the chat format; the pictures are in the first user turn."""
-        messages: list[dict[str, Any]] = []
+        messages: list[Message] = []
         for turn in turns:
             shown = pictures if turn.role == "user" and all(message["role"] != "user" for message in messages) else 0
             parts = [*({"type": "image"} for _ in range(shown)), {"type": "text", "text": turn.text}]
-            plain = turn.role in self._plain and not shown
-            messages.append({"role": turn.role, "content": turn.text if plain else parts})
+            messages.append({"role": turn.role, "content": parts})
+        return self._written(messages, ask)
+
+    def _written(self, messages: Sequence[Message], ask: bool) -> str:
+        given = [
+            {**message, "content": "".join(part["text"] for part in message["content"])}
+            if message["role"] in self._plain and all(part["type"] == "text" for part in message["content"])
+            else message
+            for message in messages
+        ]
         try:
-            text: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+            text: str = self.processor.apply_chat_template(given, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # A template is a program of its own and may raise anything.
             raise FormatError(
                 f"The chat template of {type(self.processor).__name__} cannot render the turns "
-                f"{[turn.role for turn in turns]}: {type(error).__name__}: {error}"
+                f"{[message['role'] for message in messages]}: {type(error).__name__}: {error}"
             ) from error
         return text
+
+    def asking(self, messages: Sequence[Message]) -> str:
+        """As :meth:`prompt`, of messages whose texts and pictures may stand in any order.
+
+        Raises:
+            FormatError: A text holds a control token of the model, or the template cannot render the messages.
+        """
+        for message in messages:
+            for part in message["content"]:
+                if control := self._control.search(part.get("text", "")):
+                    raise FormatError(f"the text holds {control[0]!r}, a control token of this model.")
+        return self._written(messages, ask=True)
 
     def prompt(self, turns: Sequence[Turn], pictures: int = 0) -> str:
         """The text that a model is given to answer the last of some turns."""
@@ -273,6 +296,13 @@ class SuffixFormat(ChatFormat):
                 "another backbone."
             )
         return self.processor.image_token * pictures + turns[0].text
+
+    def _written(self, messages: Sequence[Message], ask: bool) -> str:
+        kinds = [part["type"] for message in messages for part in message["content"]]
+        turns = [Turn(one["role"], "".join(part.get("text", "") for part in one["content"])) for one in messages]
+        if kinds != sorted(kinds):
+            raise FormatError(f"{type(self.processor).__name__} takes pictures ahead of the text, not {kinds}.")
+        return self.prompt(turns, kinds.count("image"))
 
     def _render(self, sample: Sample) -> Rendered:
         answer = sample.answer.strip()

@@ -44,6 +44,7 @@ def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":
     """
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers.conversion_mapping import get_model_conversion_mapping
 
     config: Any = model.config
     if getattr(config, "connector", None) != "mlp2x_gelu":
@@ -60,6 +61,8 @@ def to_plain(model: "PreTrainedModel") -> "PreTrainedModel":
     for name, old in PLAIN.items():
         setattr(plain.model.multi_modal_projector, name, own.model.multi_modal_projector.get_submodule(old))
     plain.generation_config = own.generation_config
+    # Names as in folders of the hub, which servers expect: a model that is not loaded is saved with transformers' own.
+    plain._weight_conversions = get_model_conversion_mapping(plain, add_legacy=False)
     return plain.eval()
 
 
@@ -102,6 +105,7 @@ def probe(processor: Any, module: Any) -> Any:
     from PIL import Image
 
     images = [Image.new("RGB", (64, 48), "grey")]
-    inputs = prompt_inputs(processor, chat_format(processor), [Turn("user", PROBE)], images)
+    form = chat_format(processor)
+    inputs = prompt_inputs(processor, form, [form.prompt([Turn("user", PROBE)], len(images))], [images])
     with torch.inference_mode():
         return module(**{name: value.to(module.device) for name, value in inputs.items()}).logits[:, -1].float()

@@ -22,7 +22,7 @@ from mllm_lit.reports.predictions import (
     shown,
 )
 from mllm_lit.reports.scores import Difference, ReportError, scores_of, sets_of
-from mllm_lit.summary import PARTS
+from mllm_lit.summary import PARTS, lmms_eval_rows
 
 SHOWN = 6
 """Predictions of each set that are shown as learned, and as forgotten."""
@@ -187,8 +187,15 @@ def scores(run: Run, runs: Sequence[Run]) -> list[Block]:
         for key in told["after"][name]
     ]
     more = titled("All scores", run, runs, ("set", "score", "before", "after"), every)
+    theirs = [
+        [task, key, *(None if value is None else Score([value], 4) for value in ends)]
+        for task, key, *ends in lmms_eval_rows(run.summary)
+    ]
+    head_of_theirs = ("task", "score", "before", "after")
+    harness = titled("lmms-eval", run, runs, head_of_theirs, theirs, note="as lmms-eval gives them")
     return [
         titled("Target and sources", run, runs, head, rows, note=note),
+        *([harness] if theirs else []),
         Details(more.title, [more]),
     ]
 
