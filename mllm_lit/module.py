@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from mllm_lit.allocator import memory_given_back
 from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.compiled import check_compiler, compile_blocks
+from mllm_lit.backbones.layout import Role
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
@@ -149,6 +151,8 @@ class MLLMModule(L.LightningModule):
         self.start_identity = self.start.identity(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
+        if isinstance(strategy, DDPStrategy):
+            look_for_unused(strategy, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         if isinstance(self.vision_cache, VisionCache):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         if self.backbone.compile:
@@ -494,6 +498,28 @@ def check_trainer(trainer: L.Trainer) -> None:
             )
     in_range("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1)
     in_range("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
+
+
+def look_for_unused(strategy: DDPStrategy, roles: set[Role]) -> None:
+    """Have DDP find tensors without a gradient where a batch may leave some: without a picture, all but the LLM's.
+
+    A rank would wait for them for ever.
+
+    Args:
+        strategy: Its model is not wrapped yet.
+        roles: Of what trains.
+
+    Raises:
+        SettingError: It was told not to.
+    """
+    if roles <= {"llm"}:
+        return
+    if not strategy._ddp_kwargs.setdefault("find_unused_parameters", True):
+        raise SettingError(
+            "trainer.strategy has find_unused_parameters false, and connector or vision encoder train: a batch "
+            "without a picture gives them no gradient, and the other ranks would wait for it for ever. Use "
+            "configs/trainer/ddp.yaml, or model.adapter.connector: frozen."
+        )
 
 
 def refuse_mixed_dtypes(net: nn.Module) -> None:

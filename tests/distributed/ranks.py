@@ -75,8 +75,9 @@ def strategy(name: str, ranks: int) -> Strategy | str:
     environment = [LightningEnvironment()] if ranks > 1 else []
     if name == "fsdp2":
         made: Strategy = FSDP2Strategy(process_group_backend="gloo")
-    elif name == "ddp":
-        made = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    elif name in ("ddp", "plain"):
+        looks = {"find_unused_parameters": True} if name == "ddp" else {}
+        made = DDPStrategy(process_group_backend="gloo", **looks)  # type: ignore[arg-type]
     else:
         return "auto"
     made.cluster_environment = environment[0]  # type: ignore[attr-defined]

@@ -110,3 +110,10 @@ def test_kept_scores_reach_every_rank(tiny_folder: Path, tmp_path: Path, name: s
     for rank in range(2):
         assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[0]["before"] == planted
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [place.name]
+
+
+def test_ddp_as_it_is_does_not_wait_for_a_rank_without_pictures(tiny_folder: Path, tmp_path: Path) -> None:
+    """--trainer.strategy ddp, which does not look for tensors without a gradient unless it is told to."""
+    job = {"backbone": tiny_folder, "data": drawn(tmp_path / "data"), "adapter": "lora", "steps": 4}
+    told, plain = together(tmp_path, [{**job, "folder": tmp_path / name, "name": name} for name in ("ddp", "plain")])
+    assert plain["losses"] == told["losses"]

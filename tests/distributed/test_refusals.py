@@ -32,3 +32,17 @@ def test_what_needs_the_gradients_that_deepspeed_hides(tiny_folder: Path, rule: 
     model._hidden, model._trainer = True, Trainer()  # type: ignore[assignment]
     with pytest.raises(ValueError, match="fsdp2.yaml or ddp.yaml"):
         model.on_fit_start()
+
+
+def test_ddp_that_would_wait_for_ever(tiny_folder: Path) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from mllm_lit.module import look_for_unused
+
+    told = DDPStrategy(find_unused_parameters=False)
+    look_for_unused(told, {"llm"})
+    with pytest.raises(ValueError, match="wait for it for ever"):
+        look_for_unused(told, {"llm", "connector"})
+    plain = DDPStrategy()
+    look_for_unused(plain, {"llm"})
+    assert "find_unused_parameters" not in plain._ddp_kwargs
