@@ -170,7 +170,7 @@ def test_a_wheel_has_the_files_and_the_script(tmp_path: Path) -> None:
     empty.mkdir()
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
-    (script,) = next(iter(distributions(path=[str(site)]))).entry_points
+    (script,) = next(iter(distributions(path=[str(site)]))).entry_points.select(group="console_scripts")
     assert (script.name, script.value) == ("mllm-lit", "mllm_lit.__main__:main")
     code = f"import sys; sys.path.insert(0, {str(site)!r}); from mllm_lit.__main__ import main; main()"
     words = ["fit", "--config", "scienceqa_lora", "--model.importance", "spider", "--print_config"]
