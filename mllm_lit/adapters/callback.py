@@ -1,12 +1,13 @@
 """Shows an adapter text or rows ahead of the first step, where it begins from what the model's layers read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from mllm_lit.adapters.subspace import in_parts, input_products, low_rank_layers
@@ -45,14 +46,14 @@ class AdapterCallback(L.Callback):
         if adapter.initial_state():
             return
         own = looked_at(trainer, pl_module)[trainer.global_rank :: world]
-        shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
+        hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
         parts = list(in_parts(low_rank_layers(net)))
-        bar = tqdm(total=len(parts) * len(own), desc=f"{adapter.init}: inputs seen", disable=not shown)
+        bar = tqdm(total=len(parts) * len(own), desc=f"{adapter.init}: inputs seen", disable=hidden)
         for part in parts:
             with input_products(part) as products, evaluating(net), torch.no_grad():
-                for inputs in own:
+                for shown in own:
                     with trainer.precision_plugin.forward_context():
-                        net(**inputs, use_cache=False, logits_to_keep=1)
+                        net(**inputs_of(pl_module, shown), use_cache=False, logits_to_keep=1)
                     bar.update()
             for total in products.values() if world > 1 else ():
                 torch.distributed.all_reduce(total)
@@ -62,8 +63,8 @@ class AdapterCallback(L.Callback):
         rank_zero_info(f"{adapter.init}: low-rank updates begin where layers read least of {adapter.init_rows} {what}.")
 
 
-def looked_at(trainer: L.Trainer, module: Any) -> list[Mapping[str, Any]]:
-    """The model's inputs that an adapter is shown, one text or row each; the same on every rank.
+def looked_at(trainer: L.Trainer, module: Any) -> Sequence[Tensor | Sample]:
+    """What an adapter is shown, texts (tokens,) or rows; the same on every rank.
 
     Raises:
         AdapterError: The sources have too few rows.
@@ -72,16 +73,22 @@ def looked_at(trainer: L.Trainer, module: Any) -> list[Mapping[str, Any]]:
     if adapter.init_from == "generated":
         context = trainer.precision_plugin.forward_context
         texts = self_generated(module.loaded.model, adapter.init_rows, length=LENGTH, seed=seed, context=context)
-        return [
-            {"input_ids": text[None], "attention_mask": torch.ones_like(text[None])} for part in texts for text in part
-        ]
+        return [text for part in texts for text in part]
     rows = source_rows(trainer.datamodule, seed)  # type: ignore[attr-defined]
     if len(rows) < adapter.init_rows:
         raise AdapterError(
             f"adapter.init_rows is {adapter.init_rows}, but the sources' train splits have {len(rows)} rows together. "
             "Give fewer, or sources (data.sources), or set adapter.init_from: generated."
         )
-    return [module.collate([row]).to(module.device).inputs for row in rows[: adapter.init_rows]]
+    return rows[: adapter.init_rows]
+
+
+def inputs_of(module: Any, shown: Tensor | Sample) -> Mapping[str, Any]:
+    """The model's inputs of one text or row, on its device; alone, so that nothing is padded."""
+    if isinstance(shown, Sample):
+        inputs: Mapping[str, Any] = module.collate([shown]).to(module.device).inputs
+        return inputs
+    return {"input_ids": shown[None], "attention_mask": torch.ones_like(shown[None])}
 
 
 def source_rows(data: Any, seed: int) -> list[Sample]:
