@@ -78,6 +78,13 @@ def writing(path: Path, needed: int | None = None, safe: str = "") -> Iterator[N
         ) from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Put a file in place, so that who reads it meanwhile, or after a kill, finds the old one or all of the new one."""
+    made = path.with_name(f"{path.name}.tmp")
+    made.write_text(text, encoding="utf-8")
+    os.replace(made, path)
+
+
 def free(path: Path) -> str:
     """Bytes that are free where a file is to be written, for a message."""
     there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))

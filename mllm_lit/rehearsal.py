@@ -15,7 +15,7 @@ from mllm_lit.answers import greedy_answers
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.sample import ImageRef, Sample
-from mllm_lit.errors import SettingError, in_range, writing
+from mllm_lit.errors import SettingError, in_range, write_whole, writing
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.objectives.callback import folders
 from mllm_lit.tasks.captions import BRIEF
@@ -166,9 +166,7 @@ def keep(path: Path, answers: Sequence[str | None]) -> None:
     """Write answers, whole or not at all."""
     with writing(path, None, "Nothing was trained yet."):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(list(answers), ensure_ascii=False, indent=0), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(list(answers), ensure_ascii=False, indent=0))
 
 
 def answered(trainer: Any, samples: list[Sample], settings: Rehearse, size: int) -> list[str | None]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from mllm_lit.errors import write_whole
 from mllm_lit.evaluation.sets import Scores
 from mllm_lit.metrics import forgetting, normalised, tradeoff
 
@@ -105,7 +106,7 @@ def commit() -> str | None:
 def write(summary: dict[str, Any], folder: Path) -> Path:
     """Write ``summary.json`` and return its path."""
     path = folder / "summary.json"
-    path.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

@@ -1,6 +1,7 @@
 """A disk that takes no more: which file, how much it takes, what is safe."""
 
 import errno
+import json
 import os
 import resource
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mllm_lit import summary
 from mllm_lit.errors import DiskError, writing
 from tests.test_run import CONFIGS, config, run
 
@@ -46,6 +48,14 @@ def test_what_a_library_says_of_a_disk_is_named_with_sizes(writer: str, tmp_path
     path = tmp_path / "a"
     with pytest.raises(DiskError, match=f"(?s){told}"), writing(path, 400_000, "Safe."), small_files():
         WRITERS[writer](path)
+
+
+def test_a_summary_that_is_cut_off_leaves_the_old_one_whole(tmp_path: Path) -> None:
+    """A study reads it while a run may be writing it."""
+    path = summary.write({"target": 1}, tmp_path)
+    with pytest.raises(OSError, match="File too large"), small_files():
+        summary.write({"target": "a" * 100_000}, tmp_path)
+    assert json.loads(path.read_text()) == {"target": 1}
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

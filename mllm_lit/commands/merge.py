@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mllm_lit.cli import quiet
 from mllm_lit.commands import Arguments
-from mllm_lit.errors import in_range
+from mllm_lit.errors import in_range, write_whole
 from mllm_lit.merging import MERGES
 from mllm_lit.merging.options import check_options
 
@@ -42,5 +42,5 @@ def main(args: Sequence[str] | None = None) -> None:
         result = run.check_adapter(options.out)
     else:
         result = run.merge(options.method, arguments, options.rows, options.out)
-    (folder / "merge.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "merge.json", json.dumps(result, indent=1) + "\n")
     print(f"Written: {folder / 'merge.json'}")

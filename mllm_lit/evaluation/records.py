@@ -3,11 +3,10 @@
 import contextlib
 import glob
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from mllm_lit.errors import writing
+from mllm_lit.errors import write_whole, writing
 from mllm_lit.evaluation.sets import Record
 
 SAFE = "What was written before is safe: checkpoints (go on with --ckpt_path last) and answers."
@@ -49,7 +48,7 @@ class RecordFile:
         """Begin this rank's file anew, with what is known; what is there is replaced at once or not at all."""
         with writing(self.partial, None, SAFE):
             self.partial.parent.mkdir(parents=True, exist_ok=True)
-            replace(self.partial, json.dumps(self.identity) + "\n" + lines_of(records))
+            write_whole(self.partial, json.dumps(self.identity) + "\n" + lines_of(records))
 
     def add(self, records: dict[int, Record]) -> None:
         """Write the records of a batch."""
@@ -62,17 +61,10 @@ class RecordFile:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with writing(self.path, len(text.encode()), SAFE):
             self.done.unlink(missing_ok=True)
-            replace(self.path, text)
-            replace(self.done, "".join(f"{json.dumps(one)}\n" for one in (self.identity, *places)))
+            write_whole(self.path, text)
+            write_whole(self.done, "".join(f"{json.dumps(one)}\n" for one in (self.identity, *places)))
         for file in self._partial_files():
             file.unlink(missing_ok=True)
-
-
-def replace(path: Path, text: str) -> None:
-    """Put a file in place, whole."""
-    made = path.with_name(f"{path.name}.tmp")
-    made.write_text(text, encoding="utf-8")
-    os.replace(made, path)
 
 
 def lines_in(path: Path) -> list[Any]:

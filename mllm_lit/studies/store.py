@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mllm_lit.errors import write_whole
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.study import StudyError
 
@@ -77,7 +78,7 @@ class Store:
         """Write down what a cell is made from."""
         self.file(cell, ".failed").unlink(missing_ok=True)
         content = {"cell": cell.name, **(cell.identity or {})}
-        self.file(cell, ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(self.file(cell, ".json"), json.dumps(content, indent=1) + "\n")
 
     def end(self, cell: Cell, status: int) -> None:
         """Keep what a merge has written, or the status with which a cell failed.
@@ -88,7 +89,7 @@ class Store:
             self.fail(cell, f"status {status}")
         elif cell.merge is not None:
             written = self.run(cell) / "merges" / cell.merge.method / "merge.json"
-            self.file(cell, ".merge.json").write_text(written.read_text(encoding="utf-8"), encoding="utf-8")
+            write_whole(self.file(cell, ".merge.json"), written.read_text(encoding="utf-8"))
 
     def fail(self, cell: Cell, how: str) -> None:
         """Write down how a cell failed."""

@@ -71,7 +71,8 @@ rate = float(given["--model.adapter.lr"])
 target = {0.1: 40, 0.01: 50, 0.001: 50, 0.5: 45}[rate] + int(given["--seed_everything"])
 row = {"before": 90.0, "after": 60.0, "forgetting": 30.0, "nll_after": 1.0}
 summary = {"target": {"before": 10.0, "after": target}, "sources": {"s": row}, "tradeoff": {"H": 50.0}}
-(folder / "summary.json").write_text(json.dumps(summary))
+(folder / "part").write_text(json.dumps(summary))
+(folder / "part").rename(folder / "summary.json")  # whole, as mllm_lit.summary does it
 '''
 
 
