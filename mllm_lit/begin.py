@@ -18,7 +18,7 @@ COMMANDS = ("fit", "validate", "test", "predict")
 
 OPTIONS = frozenset(
     ("config", "seed_everything", "trainer", "model", "data", "experiment", "version", "output", "keep_before")
-) | {"ckpt_path", "show_batch", "smoke"}
+) | {"ckpt_path", "show_batch", "smoke", "run"}
 """What a file of settings may hold, the parts' names without their arguments."""
 
 
@@ -39,7 +39,7 @@ def begin(words: Sequence[str]) -> None:
     if (part := asked(words)) is not None:
         print_help(*part)
         raise SystemExit
-    words = spelled(words)
+    words = spelled(beside_run(words))
     check_files(words)
     for name, value in pairs(words):
         if option := taken(f"--{name}"):
@@ -51,6 +51,35 @@ def begin(words: Sequence[str]) -> None:
     for word in words:
         if word.startswith("--") and word not in ("--help", "--") and not word.startswith("--print_"):
             known(word[2:].partition("=")[0], "the command line")
+
+
+def beside_run(words: Sequence[str]) -> list[str]:
+    """The words, ``--run DIR`` written out: that run's settings, which the others override, place and checkpoint.
+
+    >>> beside_run(["--model.adapter.lr", "1"])
+    ['--model.adapter.lr', '1']
+
+    Raises:
+        UsageError: There is no run in the folder.
+    """
+    given, others = None, []
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option == "--run":
+            given = value if equals else next(rest, "")
+        else:
+            others.append(word)
+    if given is None:
+        return others
+    folder = Path(given).expanduser().resolve()
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"--run {given}: there is no config.yaml in it. Expected the directory of a run.")
+    mine = ["--config", f"{folder}/config.yaml", "--output", str(folder.parent.parent)]
+    mine += ["--experiment", folder.parent.name, "--version", folder.name]
+    checkpoint = [] if any(word.partition("=")[0] == "--ckpt_path" for word in others) else ["--ckpt_path", "last"]
+    command = others[:1] if others and others[0] in COMMANDS else []
+    return [*command, *mine, *checkpoint, *others[len(command) :]]
 
 
 def known_command(word: str, commands: Sequence[str]) -> None:

@@ -11,11 +11,12 @@ import lightning as L
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from mllm_lit import tasks
-from mllm_lit.begin import COMMANDS
+from mllm_lit.begin import COMMANDS, beside_run
+from mllm_lit.callbacks.bar import RunBar
 from mllm_lit.callbacks.checkpoint import CheckpointError, read
 from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.callbacks.resume import TRAINER, ResumeCallback, check_resumable, explicit
@@ -96,6 +97,8 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--experiment", type=str | None, default=None, help="Default: name of the last --config.")
         parser.add_argument("--version", type=str | None, default=None, help="Default: version_0, version_1, ...")
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
+        text = "Directory of a run: its settings, place and newest checkpoint. fit goes on there, the others score."
+        parser.add_argument("--run", type=Path | None, default=None, help=text)
         text = "Keep the scores of untrained backbones in this folder, and take them from there in the next run."
         parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
         text = "Show the first batch as the model sees it, before anything is scored or trained."
@@ -127,7 +130,8 @@ class MLLMCLI(LightningCLI):
             if found is None and self.command != "fit":
                 where = folder / (config.version or "*") / FOLDER
                 raise CheckpointError(f"--ckpt_path last: there is no checkpoint in {where}. Give the path of one.")
-            print(f"Resuming from {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
+            doing = "Resuming from" if self.command == "fit" else "Weights of"
+            print(f"{doing} {found}" if found else f"No checkpoint in {folder} yet: starting from the beginning")
             config.ckpt_path = found and str(found)
 
     def instantiate_classes(self) -> None:
@@ -153,14 +157,16 @@ class MLLMCLI(LightningCLI):
         forgetting = ForgettingCallback(config.keep_before)
         resume = ResumeCallback(self._settings(), explicit(self.words))
         summary = SummaryCallback(self.experiment, forgetting, flatten(self._parts(without_sets=True)))
-        callbacks: list[Any] = [*([ShowBatch()] if config.show_batch else []), resume, forgetting, summary]
+        theirs = trainer.get("callbacks") or []
+        own = any(isinstance(one, ProgressBar) for one in (theirs if isinstance(theirs, list) else [theirs]))
+        bar = [] if own or trainer.get("enable_progress_bar") is False else [RunBar()]
+        # The bar ends above the table.
+        callbacks: list[Any] = [*([ShowBatch()] if config.show_batch else []), resume, forgetting, *bar, summary]
         if not trainer.get("fast_dev_run"):
             checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
             place = RunDirectory(config.output, self.experiment, config.version, checkpoint, self.continues)
             place.draws = logger in (None, True)
             callbacks.insert(0, place)
-        if trainer.get("enable_progress_bar") is not False:
-            callbacks.append(TQDMProgressBar(refresh_rate=20))
         # Lightning's samplers repeat samples to make ranks even; this package's split them.
         given = {"logger": False if logger in (None, True) else logger, "use_distributed_sampler": False}
         built = self._instantiate_trainer({**trainer, **given, **kwargs}, callbacks)
@@ -258,6 +264,7 @@ UNTOLD = (
     "TPU available: ",
     "💡 Tip: ",
     "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped: `max_",  # as set
     "Using bfloat16 Automatic Mixed Precision",  # said with the reason, under the table of what trains
     "Using 16bit Automatic Mixed Precision",
 )
@@ -291,9 +298,10 @@ def quiet() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; ``fit`` is understood where no command stands first."""
-    words = list(sys.argv[1:] if args is None else args)
-    command = words.pop(0) if words and words[0] in COMMANDS else "fit"
     quiet()
     with plain_errors():
+        words = beside_run(sys.argv[1:] if args is None else args)
+        command = words.pop(0) if words and words[0] in COMMANDS else "fit"
         cli = MLLMCLI(words, command)
-        getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        silent = {"verbose": False} if command in ("test", "validate") else {}  # Lightning's table, beside ours
+        getattr(cli.trainer, command)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path, **silent)

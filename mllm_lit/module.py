@@ -1,5 +1,6 @@
 """The only LightningModule: how any multimodal LLM is trained on a task and asked for answers."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -117,6 +118,7 @@ class MLLMModule(L.LightningModule):
         """Names the answers of ``trainer.test``."""
         self._in_step = self._hidden = self._attends_otherwise = False
         self._replays = False
+        self.evaluating_seconds, self.evaluated_samples = 0.0, 0
         self.moved = False
         """Whether a step was made since the model was built: then what trains no longer is the backbone's."""
 
@@ -360,8 +362,9 @@ class MLLMModule(L.LightningModule):
                 if hook is not None:
                     hook(trainer, self)
 
+        began = time.perf_counter()
         with self.as_evaluated():
-            return evaluator.run(
+            result = evaluator.run(
                 self.net,
                 phase,
                 folder=None if run is None or trainer.fast_dev_run else run / "predictions" / phase,  # type: ignore[attr-defined]
@@ -371,6 +374,9 @@ class MLLMModule(L.LightningModule):
                 progress=trainer.progress_bar_callback is not None,
                 after_batch=after_batch,
             )
+        self.evaluating_seconds += time.perf_counter() - began
+        self.evaluated_samples += sum(len(records) for records in result.records.values())
+        return result
 
     def validation_step(self, batch: Evaluator, batch_idx: int) -> Result | None:  # type: ignore[override]
         """Evaluate, and log ``val/SET/SCORE``; not in Lightning's sanity check."""

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from mllm_lit.errors import write_whole
-from mllm_lit.evaluation.sets import Scores
+from mllm_lit.evaluation.sets import Result, Scores, in_words
 from mllm_lit.metrics import forgetting, normalised, tradeoff
 
 PACKAGES = ("mllm_lit", "torch", "lightning", "transformers", "peft")
@@ -161,6 +161,28 @@ def table(summary: dict[str, Any]) -> Table:
     ]
     out.caption = "\n".join(lines)
     out.caption_justify = "left"
+    return out
+
+
+def scores_table(result: Result, headlines: Mapping[str, str]) -> Table:
+    """All scores of an evaluation as a table for the terminal, of each set the one that counts first.
+
+    Args:
+        result: Of the evaluation.
+        headlines: Set -> name of that score.
+    """
+    out = Table(title=in_words(result.phase), title_justify="left", box=box.SIMPLE, padding=(0, 1))
+    for heading in ("set", "score"):
+        out.add_column(heading, no_wrap=True)
+    for heading in ("n", "points", "NLL"):
+        out.add_column(heading, justify="right")
+    for name, scores in result.scores.items():
+        first = headlines[name]
+        others = [key for key in scores if key not in (first, "nll")]
+        counted = str(len(result.records[name]))
+        out.add_row(name, first, counted, f"{scores[first]:.1f}", f"{scores['nll']:.3f}", end_section=not others)
+        for key in others:
+            out.add_row("", key, "", f"{scores[key]:.1f}", "", end_section=key == others[-1])
     return out
 
 

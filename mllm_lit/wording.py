@@ -124,3 +124,15 @@ def not_a_value(place: str, given: str, expected: list[str]) -> str:
     likely = near(given, choices)
     said = ", ".join(dict.fromkeys([*choices, *kinds]))
     return f"{place} is {given!r}, expected {said}" + (f"; did you mean {likely}?" if likely else ".")
+
+
+def duration(seconds: float) -> str:
+    """Two units at most.
+
+    >>> duration(59), duration(3700), duration(86400 * 2.5)
+    ('59 s', '1 h 2 min', '60 h 0 min')
+    """
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

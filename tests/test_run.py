@@ -13,6 +13,8 @@ import torch
 import yaml
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from mllm_lit.cli import build
+from mllm_lit.errors import UsageError
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -177,8 +179,49 @@ def test_scores_are_printed_without_training(
 ) -> None:
     run(monkeypatch, command, "--config", str(config))
     printed = capsys.readouterr().out
-    assert re.search(r"^toy: .*nll \d", printed, flags=re.MULTILINE)
-    assert re.search(r"^source: .*nll \d", printed, flags=re.MULTILINE)
+    assert re.search(r"^ *toy +accuracy +\d+ +[\d.]+ +[\d.]+ *$", printed, flags=re.MULTILINE)
+    assert re.search(r"^ *source +accuracy +\d+ +[\d.]+ +[\d.]+ *$", printed, flags=re.MULTILINE)
+    assert "DataLoader" not in printed, "Lightning's table"
+
+
+def test_a_run_is_scored_again_in_its_own_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its settings and newest checkpoint; fit goes on there."""
+    run(monkeypatch, "--config", str(config), "--trainer.max_steps", "3")
+    folder = tmp_path / "logs" / "toy_run" / "version_0"
+    after = json.loads((folder / "summary.json").read_text())["scores"]["after"]
+    capsys.readouterr()
+    run(monkeypatch, "test", "--run", str(folder))
+    place = folder / "predictions" / "test"
+    assert f"Answers and scores: {place}" in capsys.readouterr().out
+    assert json.loads((place / "scores.json").read_text()) == after
+    run(monkeypatch, "predict", f"--run={folder}")
+    assert json.loads((folder / "predictions" / "predict" / "scores.json").read_text())["toy"] == after["toy"]
+    run(monkeypatch, "--run", str(folder), "--trainer.max_steps", "4")
+    assert json.loads((folder / "summary.json").read_text())["cost"]["steps"] == 4
+    assert [one.name for one in folder.parent.iterdir()] == ["version_0"]
+    with pytest.raises(UsageError, match=f"--run {folder.parent}: there is no config.yaml in it"):
+        run(monkeypatch, "test", "--run", str(folder.parent))
+
+
+def test_the_bars_say_what_they_are_and_end_above_the_table(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--config", str(config), "--trainer.max_steps", "3", "--trainer.val_check_interval", "2")
+    told = capfd.readouterr().err
+    for one in ("before training · toy", "step 2 · toy", "after training · toy", "training: 100%", "3/3 steps"):
+        assert one in told, one
+    for one in ("DataLoader", "Testing", "Validation", "Epoch", "Trainer.fit"):
+        assert one not in told, one
+    assert "left" not in told.rpartition("training: 100%")[2]
+
+
+def test_another_bar_takes_the_place_of_ours(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes one."""
+    words = ["--trainer.callbacks", "lightning.pytorch.callbacks.TQDMProgressBar", "--trainer.max_steps", "1"]
+    bar = build(config, words).trainer.progress_bar_callback
+    assert type(bar).__name__ == "TQDMProgressBar"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +312,7 @@ def test_a_run_and_a_backbone_are_scored_by_the_tool(
     for name, scores in ran["after"].items():
         assert again[name] == pytest.approx(scores, rel=1e-5)
     assert (tmp_path / "scored" / "toy.jsonl").read_text().count("\n") == 7
-    assert "toy: accuracy" in capsys.readouterr().out
+    assert re.search(r"^ *toy +accuracy +7 ", capsys.readouterr().out, flags=re.MULTILINE)
     settings = yaml.safe_load(config.read_text())
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump(settings["data"]))

@@ -1,5 +1,6 @@
 """Says when target, sources and other sets are scored: before, during and after training."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -9,19 +10,21 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from rich.console import Console
 from tqdm.auto import tqdm
 
 from mllm_lit.backbones.callback import validations
 from mllm_lit.callbacks.kept import ScoresKept
 from mllm_lit.callbacks.overview import known_scores, overview
 from mllm_lit.callbacks.trajectory import draw_trajectory
-from mllm_lit.errors import SettingError
+from mllm_lit.errors import SettingError, write_whole
 from mllm_lit.evaluation.evaluator import Evaluator
 from mllm_lit.evaluation.sets import Result, Scores
 from mllm_lit.loggers import log_picture, log_scalars
 from mllm_lit.metrics import tradeoff
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
+from mllm_lit.summary import scores_table
 
 
 class ForgettingCallback(L.Callback):
@@ -122,7 +125,7 @@ class ForgettingCallback(L.Callback):
                 tqdm.write(in_a_line(trainer.global_step, self.headlines, outputs.scores))  # above the bars
             show(trainer, outputs, batch, self.images, "during")
         else:
-            print_scores(trainer, outputs.scores)
+            report(trainer, outputs, batch)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score what came out."""
@@ -155,7 +158,7 @@ class ForgettingCallback(L.Callback):
     ) -> None:
         """Draw and print."""
         show(trainer, outputs, batch, self.images)
-        print_scores(trainer, outputs.scores)
+        report(trainer, outputs, batch)
 
     # ---- the backbone ----------------------------------------------------------------------------------------------
 
@@ -321,8 +324,14 @@ def in_a_line(step: int, headlines: Mapping[str, str], scores: Scores) -> str:
     return f"step {step}: " + " · ".join(f"{name} {value:.1f}" for name, value in told.items())
 
 
-def print_scores(trainer: L.Trainer, scores: Scores) -> None:
-    """One line a set, on rank zero; the first is begun below a progress bar."""
-    if trainer.is_global_zero:
-        lines = (f"{name}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items()) for name, values in scores.items())
-        print("", *lines, sep="\n", flush=True)
+def report(trainer: L.Trainer, result: Result, evaluator: Evaluator) -> None:
+    """Print the scores as a table, write them beside the answers, and say where that is; on rank zero."""
+    folder = run_directory(trainer)
+    if not trainer.is_global_zero:
+        return
+    console = Console()
+    console.print(scores_table(result, {**evaluator.headlines(), **evaluator.others()}))
+    if folder is not None and not fast_dev_run(trainer):
+        place = folder / "predictions" / result.phase
+        write_whole(place / "scores.json", json.dumps(result.scores, indent=1) + "\n")
+        console.print(f"Answers and scores: {place}", highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mllm_lit.commands import Arguments
-from mllm_lit.errors import writing
+from mllm_lit.errors import write_whole, writing
 
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT = {"class_path": "mllm_lit.data.MLLMDataModule", "init_args": {"task": "mllm_lit.tasks.ScienceQA"}}
@@ -57,14 +57,17 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.lmms_eval is not None or options.vlmeval is not None:
         (evaluate_lmms if options.vlmeval is None else answer_vlmeval)(options, out)
         return
-    result = evaluate(options, out, [*words, *rest])
+    evaluator, result = evaluate(options, out, [*words, *rest])
     if os.environ.get("RANK", "0") == "0":
+        from rich.console import Console
+
+        from mllm_lit.summary import scores_table
+
         text = json.dumps(result.scores, indent=1) + "\n"
         with writing(out / "scores.json", len(text)):
-            (out / "scores.json").write_text(text, encoding="utf-8")
-        for name, scores in result.scores.items():
-            print(f"{name}: " + ", ".join(f"{key} {value:.2f}" for key, value in scores.items()))
-        print(f"Written: {out}")
+            write_whole(out / "scores.json", text)
+        Console().print(scores_table(result, {**evaluator.headlines(), **evaluator.others()}))
+        print(f"Answers and scores: {out}")
 
 
 def check_words(parser: Arguments, options: argparse.Namespace, words: Sequence[str]) -> None:
@@ -84,7 +87,7 @@ def check_words(parser: Arguments, options: argparse.Namespace, words: Sequence[
             parser.error(f"--{name} goes with {needed}")
 
 
-def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> Any:
+def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> tuple[Any, Any]:
     """Score a run as it was scored, or a backbone, on the test sets of the data that some options describe."""
     from mllm_lit.backbones.load import context
     from mllm_lit.data.collate import Collate
@@ -95,7 +98,7 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> An
     collate = Collate(tuned.loaded.processor, given.longest or context(tuned.loaded))
     tokens = given.module.max_new_tokens
     evaluator = Evaluator(data.sets["test"], collate, data.eval_tokens, tokens, data.num_workers)
-    return evaluator.run(tuned.module, "test", folder=out, context=given.context)
+    return evaluator, evaluator.run(tuned.module, "test", folder=out, context=given.context)
 
 
 def evaluate_lmms(options: argparse.Namespace, out: Path) -> None:

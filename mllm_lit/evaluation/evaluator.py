@@ -22,7 +22,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.errors import in_range
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
-from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, seen
+from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, in_words, seen
 from mllm_lit.tensors import fingerprint
 
 EVAL_TOKENS = 8_192
@@ -95,7 +95,7 @@ class Evaluator:
             evaluating(net),
             tqdm(
                 total=shown,
-                desc=phase,
+                desc=in_words(phase),
                 unit=" samples",
                 disable=not progress or rank > 0,
                 leave=False,
@@ -103,16 +103,14 @@ class Evaluator:
             ) as bar,
         ):
             for one, file in zip(self.sets, files, strict=True):
-                bar.set_description(f"{phase} · {one.name}")
+                bar.set_description(f"{in_words(phase)} · {one.name}")
                 done = merged([{} if file is None else file.read()])[0]
                 mine = {i: record for i, record in done.items() if i % world == rank}
                 if file is not None:
                     file.start(mine)  # behind the exchange: until then others read it
                 if done and rank == 0:
-                    told = (
-                        f"{phase}, {one.name}: {len(done)} of {len(one.samples)} answers are there already, in {folder}"
-                    )
-                    bar.write(told, sys.stderr)
+                    told = f"{len(done)} of {len(one.samples)} answers are there already, in {folder}"
+                    bar.write(f"{in_words(phase)}, {one.name}: {told}", sys.stderr)
                 bar.update(len(done))
                 for indices, records in self._answer(net, one, set(done), context, in_step, limit):
                     mine |= records

@@ -127,3 +127,15 @@ def code(objects: Iterable[object]) -> Iterator[bytes]:
     """The source files of this package and of the classes of some objects."""
     files = {*Path(mllm_lit.__file__).parent.rglob("*.py"), *(Path(inspect.getfile(type(thing))) for thing in objects)}
     return (file.read_bytes() for file in sorted(files))
+
+
+def in_words(phase: str) -> str:
+    """A phase, for the terminal.
+
+    >>> in_words("before"), in_words("step-000250"), in_words("test")
+    ('before training', 'step 250', 'test')
+    """
+    step = phase.removeprefix("step-")
+    return {"before": "before training", "after": "after training"}.get(
+        phase, phase if step == phase else f"step {int(step)}"
+    )

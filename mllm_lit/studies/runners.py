@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from mllm_lit.studies.plan import Cell, Plan
 from mllm_lit.studies.store import RUNS, Store
 from mllm_lit.studies.study import SEED, Options, StudyError
+from mllm_lit.wording import duration
 
 POLL = 0.2
 """Seconds between looks at the processes of this machine."""
@@ -103,18 +104,6 @@ class Watch:
     def say(self, cell: Cell, what: str) -> None:
         """A line above the bar."""
         self.progress.console.print(f"{cell.key} {cell.name}: {what}", highlight=False, markup=False)
-
-
-def duration(seconds: float) -> str:
-    """Two units at most.
-
-    >>> duration(59), duration(3700), duration(86400 * 2.5)
-    ('59 s', '1 h 2 min', '60 h 0 min')
-    """
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Stopped(Exception):

@@ -1,0 +1,52 @@
+"""How long a run still takes, from what it has taken so far."""
+
+import time
+from types import SimpleNamespace as Bag
+from typing import Any
+
+import pytest
+
+from mllm_lit.callbacks.bar import RunBar
+
+
+@pytest.mark.parametrize(
+    ("scored", "seconds", "left"),
+    [
+        # 10 of 20 steps in 20 s; 2 of 4 validations of 30 samples and 100 test samples at half a second each.
+        (50, 25.0, 20 + 80),
+        (0, 0.0, None),
+    ],
+)
+def test_what_is_left_counts_training_validations_and_the_last_scores(
+    scored: int, seconds: float, left: float | None
+) -> None:
+    sets = {
+        "val": Bag(sets=[Bag(samples=range(10)), Bag(samples=range(20))]),
+        "test": Bag(sets=[Bag(samples=range(100))]),
+    }
+    trainer: Any = Bag(
+        global_step=10, estimated_stepping_batches=20, datamodule=Bag(evaluator=sets.__getitem__),
+        val_check_batch=5, check_val_every_n_epoch=None, max_epochs=2, max_steps=-1, num_training_batches=10,
+        limit_val_batches=1.0, accumulate_grad_batches=1, current_epoch=1,
+    )  # fmt: skip
+    module: Any = Bag(evaluated_samples=scored, evaluating_seconds=seconds)
+    assert RunBar()._seconds_left(trainer, module, 2.0) == left
+
+
+def test_scoring_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 s since the start of training, 30 of them spent on scores: ten steps took a second each."""
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    bar = RunBar()
+    bar.disable()
+    trainer: Any = Bag(global_step=0, estimated_stepping_batches=float("inf"), progress_bar_metrics={"train/loss": 0.5})
+    from mllm_lit.module import MLLMModule
+
+    module: Any = MLLMModule.__new__(MLLMModule)
+    object.__setattr__(module, "evaluating_seconds", 5.0)
+    bar.on_fit_start(trainer, module)
+    bar.on_train_start(trainer, module)
+    now, trainer.global_step = 140.0, 10
+    object.__setattr__(module, "evaluating_seconds", 35.0)
+    bar.on_train_batch_end(trainer, module, None, None, 0)
+    assert bar._told == "1.00/s, loss 0.500"
