@@ -1,9 +1,11 @@
 """The options of one part of a run, printed without the libraries that the other parts need."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from inspect import isclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,6 +30,9 @@ PARTS = {
     "trainer": "mllm_lit.trainer.MLLMTrainer",
 }
 """Option -> class that its value is of; classes of the same module can be named without it."""
+HEAVY = ("model", "data", "trainer")
+"""Parts that take seconds to import; their options lie in :data:`KEPT`, by ``python -m mllm_lit.part_help``."""
+KEPT = Path(__file__).parent / "help"
 
 
 def asked(words: Sequence[str]) -> tuple[str, str] | None:
@@ -54,8 +59,10 @@ def print_help(part: str, value: str) -> None:
     Raises:
         UsageError: There is no such file or class.
     """
-    from mllm_lit.wording import PlainParser
-
+    known = f"\nnames: {', '.join(names(part))}\n" if part in PLACES and not value else ""
+    if not value and (text := kept_options(part)) is not None:
+        sys.stdout.write(text + known)
+        return
     file = Path(find(part, value)) if value and part in PLACES else None
     kind: Any = resolve_name(PARTS[part])
     if file is not None and file.is_file():
@@ -67,13 +74,39 @@ def print_help(part: str, value: str) -> None:
         )
     elif value:
         kind = class_of(part, value)
-    parser = PlainParser(usage=argparse.SUPPRESS, add_help=False)
-    parser.add_class_arguments(kind, part)
-    sys.stdout.write(parser.format_help().lstrip("\n"))
+    sys.stdout.write(options_of(part, kind) + known)
     if not value:
         there = [name for name, one in classes(part).items() if one is not kind]
-        said = {"names": names(part) if part in PLACES else (), "classes": there}
-        sys.stdout.writelines(f"\n{what}: {', '.join(each)}\n" for what, each in said.items() if each)
+        sys.stdout.write(f"\nclasses: {', '.join(there)}\n" if there else "")
+
+
+def options_of(part: str, kind: Any) -> str:
+    """The options of a class, as text."""
+    from mllm_lit.wording import PlainParser
+
+    parser = PlainParser(usage=argparse.SUPPRESS, add_help=False)
+    parser.add_class_arguments(kind, part)
+    return parser.format_help().lstrip("\n")
+
+
+def kept_options(part: str) -> str | None:
+    """The options of a part that takes seconds to import, if they were written with the versions that are installed."""
+    file = KEPT / f"{part}.txt"
+    made_with, _, text = file.read_text(encoding="utf-8").partition("\n") if file.is_file() else ("", "", "")
+    return text if made_with == versions() else None
+
+
+def versions() -> str:
+    """Of the libraries whose words are in the options."""
+    return ", ".join(f"{name} {version(name)}" for name in ("lightning", "jsonargparse"))
+
+
+def keep_options(folder: Path = KEPT) -> None:
+    """Write the options of the parts that import torch and Lightning, 80 columns wide."""
+    os.environ["COLUMNS"] = "80"
+    for part in HEAVY:
+        text = options_of(part, resolve_name(PARTS[part]))
+        (folder / f"{part}.txt").write_text(f"{versions()}\n{text}", encoding="utf-8")
 
 
 def classes(part: str) -> dict[str, Any]:
@@ -105,3 +138,7 @@ def class_of(part: str, value: str) -> Any:
     if not (isclass(kind) and issubclass(kind, resolve_name(PARTS[part]))):
         raise UsageError(f"--{part}.help {value}: it is no {base}.")
     return kind
+
+
+if __name__ == "__main__":
+    keep_options()

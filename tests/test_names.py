@@ -7,6 +7,7 @@ import sys
 import zipfile
 from importlib.metadata import distributions
 from pathlib import Path
+from pkgutil import resolve_name
 from shutil import copytree, ignore_patterns
 
 import pytest
@@ -17,6 +18,7 @@ from mllm_lit.cli import build
 from mllm_lit.cli import main as run
 from mllm_lit.inference.run import read_backbone
 from mllm_lit.names import CONFIGS, PLACES, find, names
+from mllm_lit.part_help import HEAVY, PARTS, classes, kept_options
 from mllm_lit.studies.identity import facts
 from tests.conftest import REPOSITORY
 
@@ -154,6 +156,19 @@ def test_a_parts_options_come_without_the_libraries_of_the_others(tmp_path: Path
     assert shown == taken
     assert (CONFIGS / "adapters" / "lora.yaml").read_text().splitlines()[0] in done.stdout
     assert not re.search(r"\| +(torch|lightning|transformers|peft)$", done.stderr, re.MULTILINE)
+
+
+def test_kept_options_are_those_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else: python -m mllm_lit.part_help. With another version of Lightning they are made anew."""
+    code = f"from mllm_lit.part_help import *; keep_options(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    for part in HEAVY:
+        if (text := kept_options(part)) is None:
+            pytest.skip("written with other versions")
+        assert (tmp_path / f"{part}.txt").read_text().endswith(f"\n{text}")
+        assert {*classes(part).values()} <= {resolve_name(PARTS[part])}, "further classes would be listed"
+    monkeypatch.setattr("mllm_lit.part_help.version", lambda name: "0.1")
+    assert kept_options("data") is None
 
 
 @pytest.mark.slow
