@@ -278,11 +278,14 @@ def tells_something(record: logging.LogRecord) -> bool:
 
 def quiet() -> None:
     """Silence messages that tell a user nothing about the run."""
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for name in ("transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(tells_something)
     shown = (
         ".*does not have many workers.*",
         ".*LeafSpec.*",
+        # Rank 0 has the scores of all samples.
+        ".*when logging on epoch level in distributed setting.*",
         ".*isinstance.treespec.*",
         ".*is_gradient_checkpointing.*",
         # Steps are shown by the bar, whatever is logged.

@@ -130,6 +130,7 @@ class MLLMDataModule(L.LightningDataModule):
         self._drawn: str | None = None
         """What is said of splits that are drawn; empty for none, ``None`` until the data are looked at."""
         self._position = (0, 0)
+        self._batches: TrainBatchSampler | None = None
         self._read: dict[tuple[str, str], list[Sample]] = {}
 
     @property
@@ -292,9 +293,8 @@ class MLLMDataModule(L.LightningDataModule):
             batch_tokens=self.batch_tokens,
             padded=not self._packs,
         )
-        epoch, done = self._position
-        batches.set_epoch(epoch)
-        batches.skip(done)
+        self._batches = batches
+        self._go_to_position()
         # Pinning would copy a batch that is not a plain tensor; the transfer is small beside a step.
         return DataLoader(
             self.train_rows,  # type: ignore[arg-type]
@@ -303,6 +303,12 @@ class MLLMDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+    def _go_to_position(self) -> None:
+        if self._batches is not None:
+            epoch, done = self._position
+            self._batches.set_epoch(epoch)
+            self._batches.skip(done)
 
     def _rehearse(self) -> None:
         """Add the rehearsed rows, once."""
@@ -411,6 +417,7 @@ class MLLMDataModule(L.LightningDataModule):
                 "nothing here. Resume with the run's own seed_everything and data settings."
             )
         self._position = (state_dict["epoch"], state_dict["batches"])
+        self._go_to_position()  # DeepSpeed reads its checkpoints when the loader is there already
 
 
 def loader_of(evaluator: Evaluator) -> DataLoader[Evaluator]:

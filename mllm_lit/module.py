@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ from mllm_lit.packed_rows import attention, takes_block_masks
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import Stream, stream_seed
 from mllm_lit.start import How, RunPath, find_start
-from mllm_lit.strategies import FSDP2Strategy, hides_gradients, in_lockstep
+from mllm_lit.strategies import FSDP2Strategy, ZeROStrategy, hides_gradients, in_lockstep, reach_always
 
 
 class NonFiniteLoss(UserError, RuntimeError):
@@ -153,7 +153,9 @@ class MLLMModule(L.LightningModule):
         self.start_identity = self.start.identity(self.loaded)
         if precision == "32-true":
             refuse_mixed_dtypes(self.net)
-        if isinstance(strategy, DDPStrategy):
+        if isinstance(strategy, ZeROStrategy):
+            reach_always(self.net, self.loaded.model, self.loaded.layout)
+        elif isinstance(strategy, DDPStrategy):
             look_for_unused(strategy, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
         if isinstance(self.vision_cache, VisionCache):
             self.vision_cache.attach(self.loaded, {self.loaded.layout.role_of(name) for name, _ in self.trainable()})
@@ -502,6 +504,11 @@ def check_trainer(trainer: L.Trainer) -> None:
                 f"trainer.{name} is {limit}: an evaluation takes all batches (1.0), none (0) or a whole number. "
                 "For a part of each set give data.val_samples, data.max_eval_samples or a source's max_samples."
             )
+    if isinstance(trainer.strategy, DeepSpeedStrategy) and not isinstance(trainer.strategy, ZeROStrategy):
+        raise SettingError(
+            "trainer.strategy is Lightning's DeepSpeedStrategy, which cannot take this package's batches nor load its "
+            "backbones. Take mllm_lit.strategies.ZeROStrategy (configs/trainer/zero2.yaml), or fsdp2.yaml."
+        )
     in_range("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches, 1)
     in_range("trainer.gradient_clip_val", trainer.gradient_clip_val, 0)
 

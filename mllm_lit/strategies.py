@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from mllm_lit.adapters.copies import whole
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.errors import AdapterError
+from mllm_lit.errors import AdapterError, SettingError
 from mllm_lit.tensors import local, shard_like
 
 if TYPE_CHECKING:
@@ -121,6 +123,49 @@ class FSDP2Strategy(ModelParallelStrategy):
         return [(f"net.{name}", parameter) for name, parameter in module.trainable()]
 
 
+class ZeROStrategy(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO, stage 1 or 2: a shard of the optimizer's state, and of the gradients, on each rank.
+
+    Differs from Lightning's strategy in that it takes this package's batches, does not ask the loader for its size
+    before the model is there, and runs on CPUs, too (gloo). Needs ``pip install deepspeed``; tried with 0.19.8.
+
+    Args:
+        stage: Of ZeRO. Stage 3 cannot load a backbone; :class:`FSDP2Strategy` shards weights.
+
+    Raises:
+        SettingError: Another stage.
+    """
+
+    def __init__(self, stage: int = 2) -> None:
+        if stage not in (1, 2):
+            raise SettingError(f"stage is {stage}; expected 1 or 2. To shard weights, too, take trainer/fsdp2.yaml.")
+        super().__init__(stage=stage, exclude_frozen_parameters=True, logging_batch_size_per_gpu=1)
+
+    def setup_environment(self) -> None:
+        """Number CPUs, which Lightning refuses, as GPUs are; leave batches as they are."""
+        self.precision_plugin = BatchPrecision(self.precision_plugin.precision)  # type: ignore[arg-type]
+        if isinstance(self.accelerator, CPUAccelerator):
+            assert self.parallel_devices is not None
+            self.parallel_devices = [torch.device("cpu", rank) for rank in range(len(self.parallel_devices))]
+            DDPStrategy.setup_environment(self)
+        else:
+            super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What DeepSpeed has loaded, its weights among it as other strategies give them."""
+        state = super().load_checkpoint(checkpoint_path, weights_only)
+        module: Any = self.lightning_module
+        return {**state, "state_dict": {f"net.{name}": parameter for name, parameter in module.trainable()}}
+
+
+class BatchPrecision(DeepSpeedPrecision):
+    """DeepSpeed's precision; what is given to the model, its own layers convert."""
+
+    def convert_input(self, data: Any) -> Any:
+        """Lightning cannot walk through a batch that has frozen samples in it."""
+        return data
+
+
 def like(value: Any, parameter: Tensor) -> Any:
     """A whole tensor sharded as a parameter of its shape is; anything else as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -155,7 +200,7 @@ def reach_always(net: nn.Module, model: nn.Module, layout: Layout) -> None:
 
 def in_lockstep(strategy: Any) -> bool:
     """Whether all ranks must run the same number of forward passes, because each pass gathers weights."""
-    return isinstance(strategy, FSDP2Strategy) or bool(getattr(strategy, "zero_stage_3", False))
+    return isinstance(strategy, FSDP2Strategy)
 
 
 def hides_gradients(strategy: Any) -> bool:

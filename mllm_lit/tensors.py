@@ -24,6 +24,16 @@ DEFAULT_CHUNK = 1 << 22
 _MIX = (0x2545F4914F6CDD1D, 0x369DEA0F31A53F85)  # odd 63-bit multipliers, which make the sum below depend on every bit
 
 
+def count_of(parameter: Tensor) -> int:
+    """How many numbers a parameter stands for: of 4-bit weights of bitsandbytes, a byte holds two.
+
+    >>> count_of(torch.zeros(2, 3))
+    6
+    """
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(packed.shape.numel())
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of ``tensor`` that this rank holds, as a detached alias to read or write."""
     tensor = tensor.detach()

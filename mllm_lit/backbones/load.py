@@ -157,13 +157,14 @@ class Backbone:
         config = self._config(source)
         extra: dict[str, Any] = {}
         if self.quantization is not None:
-            from mllm_lit.backbones.quantize import quantization_config
+            from mllm_lit.backbones.quantize import keep_gradients, quantization_config
 
             auto: Any = AutoModelForImageTextToText
             with torch.device("meta"):
                 shape = auto.from_config(config, trust_remote_code=self.trust_remote_code)
             quantized = quantization_config(self.quantization, find_layout(shape, self.layout))
-            extra = {"quantization_config": quantized, "device_map": {"": "cuda"}}
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            extra = {"quantization_config": quantized, "device_map": {"": device}}
         model = read_model(
             AutoModelForImageTextToText,
             source,
@@ -174,6 +175,8 @@ class Backbone:
             revision=self.revision or "main",
             **extra,
         )
+        if self.quantization is not None:
+            keep_gradients(model)
         return model, self._processor(source)
 
     def _config(self, source: str) -> "PreTrainedConfig":

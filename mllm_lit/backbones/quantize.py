@@ -25,14 +25,12 @@ def quantization_config(bits: Literal["4bit", "8bit"], layout: Layout) -> "BitsA
         layout: Of the model that will be loaded.
 
     Raises:
-        QuantizationError: bitsandbytes is not installed, or there is no CUDA device.
+        QuantizationError: bitsandbytes is not installed.
     """
     import torch
     from transformers import BitsAndBytesConfig
 
     make: Any = BitsAndBytesConfig
-    if not torch.cuda.is_available():
-        raise QuantizationError(f"{bits} weights need a CUDA device and none is there. Drop backbone.quantization.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise QuantizationError(f"{bits} weights need bitsandbytes: pip install bitsandbytes.")
     kept = [*layout.vision, *layout.connector, *([layout.head] if layout.head else [])]
@@ -45,6 +43,17 @@ def quantization_config(bits: Literal["4bit", "8bit"], layout: Layout) -> "BitsA
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def keep_gradients(model: "nn.Module") -> None:
+    """Have 4-bit weights stay as they are on CPUs with AVX512-BF16.
+
+    bitsandbytes (0.50.2) packs them anew in the first evaluation there, and no gradient passes through them after it.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def refuse_if_quantized(model: "nn.Module", what: str) -> None:

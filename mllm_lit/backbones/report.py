@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.layout import ROLES, Layout
+from mllm_lit.tensors import count_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,7 +34,7 @@ def parameter_rows(model: "nn.Module", layout: Layout, groups: Sequence[dict[str
         if not own:
             continue
         held = [p.to_local() if hasattr(p, "to_local") else p for p in own]
-        total = sum(p.numel() for p in own)
+        total = sum(count_of(p) for p in own)
         trained = sum(p.numel() for p in own if p.requires_grad)
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in own})
         devices = sorted({str(p.device) for p in own})

@@ -20,6 +20,7 @@ from mllm_lit.loggers import log_scalars, log_settings
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 from mllm_lit.seed import run_seed
+from mllm_lit.tensors import count_of
 
 CARD = "README.md"
 """A model card; peft puts an empty one there."""
@@ -184,5 +185,5 @@ class SummaryCallback(L.Callback):
 def parameters(module: MLLMModule) -> dict[str, int]:
     """How many parameters there are, the adapter's counted in, and how many of them train."""
     assert module.net is not None
-    counts = [(p.numel(), p.requires_grad) for p in module.net.parameters()]
+    counts = [(count_of(p), p.requires_grad) for p in module.net.parameters()]
     return {"total": sum(n for n, _ in counts), "trainable": sum(n for n, trained in counts if trained)}

@@ -22,7 +22,7 @@ from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
 from mllm_lit.objectives import FLOW, STM, KLToBase, Objective
-from mllm_lit.strategies import FSDP2Strategy
+from mllm_lit.strategies import FSDP2Strategy, ZeROStrategy
 from tests.checkpoints.process import SERVER
 from tests.toy import ROWS, Album, Toy, ToySource
 
@@ -75,6 +75,8 @@ def strategy(name: str, ranks: int) -> Strategy | str:
     environment = [LightningEnvironment()] if ranks > 1 else []
     if name == "fsdp2":
         made: Strategy = FSDP2Strategy(process_group_backend="gloo")
+    elif name == "zero2":
+        made = ZeROStrategy()
     elif name in ("ddp", "plain"):
         looks = {"find_unused_parameters": True} if name == "ddp" else {}
         made = DDPStrategy(process_group_backend="gloo", **looks)  # type: ignore[arg-type]
