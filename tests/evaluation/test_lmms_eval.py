@@ -1,6 +1,9 @@
 """lmms-eval asks and scores a model of ours as this package does."""
 
 import json
+import os
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ from mllm_lit.datamodule import MLLMDataModule
 from mllm_lit.errors import SettingError, UserError
 from mllm_lit.tasks import DatasetError, LmmsEval, ScienceQA
 from mllm_lit.tasks.embedded_data import unpacked
+from tests.conftest import REPOSITORY
 
 datasets = pytest.importorskip("datasets", reason="the optional package 'datasets' is not installed")
 why = "the optional package 'lmms-eval', or what its evaluator imports, is not installed"
@@ -71,7 +75,7 @@ def last(doc):
 def share(doc, results):
     near = (doc["answer"] + 1) % len(doc["choices"])
     value = {target(doc): 1.0, chr(65 + near): 0.25}.get(results[0], 0.0)
-    return {"share": value, "off": 1 - value}
+    return {"share": value, "miss": 1 - value}
 
 
 def total(values):
@@ -92,7 +96,7 @@ filter_list:
       - {function: take_first}
 metric_list:
   - {metric: share, aggregation: mean, higher_is_better: true}
-  - {metric: off, aggregation: !function utils.squared, higher_is_better: false}
+  - {metric: miss, aggregation: !function utils.squared, higher_is_better: false}
 """
 """As :data:`TASK`, but scores are parts of 1, of what a filter lets through; one has an aggregation of its own."""
 REFUSED = {
@@ -230,14 +234,19 @@ def test_messages_are_asked_as_they_come(tiny_folder: Path) -> None:
 PICTURE = Image.new("RGB", (32, 32), "red")
 
 
-def fit(output: Path, name: str, *words: str) -> Path:
-    """The directory of a short LoRA run on the embedded ScienceQA."""
-    from mllm_lit.cli import main
-
+def short_run(output: Path, name: str, *words: str) -> list[str]:
+    """The words for a short LoRA run on the embedded ScienceQA, in ``output/name/v``."""
     few = ["--data.sources", "null", "--data.max_samples", "16", "--data.max_eval_samples", "4"]
     few += ["--data.val_samples", "4", "--data.batch_size", "4", "--trainer.accumulate_grad_batches", "1"]
     short = ["--trainer.max_steps", "4", "--trainer.val_check_interval", "2", "--output", str(output)]
-    main(["--config", "scienceqa_lora", *few, *short, "--experiment", name, "--version", "v", *words])
+    return ["--config", "scienceqa_lora", *few, *short, "--experiment", name, "--version", "v", *words]
+
+
+def fit(output: Path, name: str, *words: str) -> Path:
+    """The directory of such a run."""
+    from mllm_lit.cli import main
+
+    main(short_run(output, name, *words))
     return output / name / "v"
 
 
@@ -268,6 +277,30 @@ def test_a_run_scores_its_tasks(ours: Path, include: Path, tmp_path: Path) -> No
     assert "lmms_eval" not in json.loads((without / "summary.json").read_text())
     trained = [load_file(one / "adapter" / "adapter_model.safetensors") for one in (folder, without)]
     assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items()), "it disturbs nothing"
+
+
+@pytest.mark.slow
+def test_two_ranks_score_what_one_scores(theirs: Path, include: Path, tmp_path: Path) -> None:
+    """The backbone and what came out, of a number of documents that two does not divide."""
+    some = ["--trainer.callbacks+=mllm_lit.callbacks.LmmsEval", "--trainer.callbacks.tasks=[local_scienceqa]"]
+    some += [f"--trainer.callbacks.include_path={include}", f"--trainer.callbacks.limit={ROWS - 1}"]
+    some += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.batch_size=2"]
+    environment = {k: v for k, v in os.environ.items() if k != "PL_GLOBAL_SEED"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "tools" / "fit.py"), *short_run(tmp_path, "two", *some)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "two" / "v"
+    words = ["--lmms_eval", "local_scienceqa", "--include_path", str(include), "--limit", str(ROWS - 1)]
+    evaluate.main(["--run", str(folder), "--out", str(tmp_path), *words])
+    told = json.loads((folder / "summary.json").read_text())["lmms_eval"]
+    for phase, alone in (("before", theirs), ("after", tmp_path / "lmms_eval")):
+        said = [(one["doc_id"], one["resps"], one["exact_match"]) for one in records(alone / "local_scienceqa.jsonl")]
+        found = records(folder / "lmms_eval" / phase / "local_scienceqa.jsonl")
+        assert sorted((one["doc_id"], one["resps"], one["exact_match"]) for one in found) == sorted(said)[: ROWS - 1]
+        mean = sum(one["exact_match"] for one in found) / len(found)
+        assert told[phase] == {"local_scienceqa": {"exact_match": pytest.approx(mean)}}
+    assert [one["step"] for one in told["during"]] == [2, 4]
+    assert told["before"] != told["after"] == told["during"][1]["scores"]
 
 
 def test_an_unknown_task_is_told_before_training(include: Path, tmp_path: Path) -> None:
