@@ -62,6 +62,10 @@ def resolve_root(task: Task, root: Path | str | None) -> Path:
     """Where to read a task from; a missing folder is refused with the layout expected there."""
     if is_embedded(task, root):
         return embedded_root(task.name)
+    if not task.has_root:
+        if root is not None:
+            raise DatasetError(f"{task.name}: its own file says where its data are; leave out the root ({root}).")
+        return Path()
     path = None if root is None else Path(root).expanduser()
     if task.takes_files and path is not None and (path.is_file() or hub_id(path) is not None):
         return path

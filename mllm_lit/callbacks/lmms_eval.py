@@ -17,6 +17,7 @@ from mllm_lit.loggers import log_scalars
 from mllm_lit.module import MLLMModule
 from mllm_lit.run_directory import run_directory
 from mllm_lit.strategies import in_lockstep
+from mllm_lit.tasks.lmms_eval import task_manager
 
 
 class LmmsEval(L.Callback):
@@ -69,8 +70,6 @@ class LmmsEval(L.Callback):
                 f"{type(trainer.strategy).__name__} gathers weights in each forward pass, and lmms-eval gives ranks "
                 "other numbers of them. Leave LmmsEval out and score the finished run by tools/evaluate.py --lmms_eval."
             )
-        from mllm_lit.inference.lmms_model import task_manager
-
         self._manager = task_manager(self.tasks, self.include_path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -103,7 +103,8 @@ def evaluate(options: argparse.Namespace, out: Path, words: Sequence[str]) -> tu
 
 def evaluate_lmms(options: argparse.Namespace, out: Path) -> None:
     """Have lmms-eval ask and score, and write what it found."""
-    from mllm_lit.inference.lmms_model import Answers, evaluate, scores_of, task_manager, write
+    from mllm_lit.inference.lmms_model import Answers, evaluate, scores_of, write
+    from mllm_lit.tasks.lmms_eval import task_manager
 
     names = [name for name in options.lmms_eval.split(",") if name]
     manager = task_manager(names, options.include_path)

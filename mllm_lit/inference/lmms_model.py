@@ -1,38 +1,25 @@
 """A model answers the tasks of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval, read at 0.7.3)."""
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageFile
 
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.errors import SettingError, in_range, writing
 from mllm_lit.evaluation.evaluator import evaluating
 from mllm_lit.inference.ask import Question, answers_to, read_messages
 from mllm_lit.inference.run import Tuned
-from mllm_lit.names import near
+from mllm_lit.tasks.lmms_eval import LONGEST, harness
 
-with warnings.catch_warnings():  # lmms-eval silences all warnings of the process
-    try:
-        from lmms_eval.api.model import lmms
-        from lmms_eval.evaluator import simple_evaluate
-        from lmms_eval.tasks import TaskManager
-    except ImportError as error:
-        raise SettingError(
-            f"lmms-eval cannot be imported ({error}). Install it beside this package: pip install --no-deps lmms-eval, "
-            "and pip install 'mllm_lit[lmms_eval]' for what its evaluator imports."
-        ) from error
-
-NAME = "mllm_lit"
-"""Of the model, for tasks that ask models otherwise by their names."""
+LMMS_EVAL = harness()
+lmms: Any = LMMS_EVAL.api.model.lmms
 GENERATION = ("max_new_tokens", "do_sample", "temperature", "top_p", "num_beams")
 """Settings of a task's ``generation_kwargs`` that are taken; as in the chat models of lmms-eval, ``until`` is not."""
-LONGEST = 4096
-"""Most tokens of an answer where a task does not say, as in the chat models of lmms-eval."""
 Scores = dict[str, dict[str, float]]
 
 
@@ -105,50 +92,31 @@ class Answers(lmms):  # type: ignore[misc]
         raise SettingError(f"{requests[0].args[4]} asks in rounds; this package answers single questions of lmms-eval.")
 
 
-def task_manager(names: Sequence[str], include_path: Path | None = None) -> Any:
-    """What finds the tasks of lmms-eval.
-
-    Args:
-        names: Of tasks that have to be there.
-        include_path: A folder with further task files.
-
-    Raises:
-        SettingError: There is no such folder or task.
-    """
-    if include_path is not None and not include_path.is_dir():
-        raise SettingError(f"There is no folder {include_path} (tried {include_path.absolute()}).")
-    manager = TaskManager("WARNING", include_path and str(include_path), model_name=NAME)
-    for name in names:
-        if name not in manager.all_tasks:
-            likely = near(name, manager.all_tasks)
-            hint = (
-                f"did you mean {likely}?" if likely else "lmms-eval tasks list shows them, --include_path adds yours."
-            )
-            raise SettingError(f"lmms-eval has no task {name!r}; {hint}")
-    return manager
-
-
 def evaluate(model: Answers, names: Sequence[str], manager: Any, limit: int | None = None) -> dict[str, Any] | None:
     """Answer and score tasks; of several processes that have found each other, each answers a share.
 
     Args:
         model: The model.
         names: Of tasks and groups.
-        manager: See :func:`task_manager`.
+        manager: See :func:`mllm_lit.tasks.lmms_eval.task_manager`.
         limit: Most documents of each task.
 
     Returns:
         What lmms-eval's ``simple_evaluate`` returns; ``None`` on all ranks but the first.
     """
-    return simple_evaluate(
-        model=model,
-        tasks=[*names],
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=0,
-        distributed_executor_backend="torchrun",
-        process_docs_parallel=1,
-    )
+    strict, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True  # as lmms-eval sets it
+    try:
+        return LMMS_EVAL.evaluator.simple_evaluate(
+            model=model,
+            tasks=[*names],
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            distributed_executor_backend="torchrun",
+            process_docs_parallel=1,
+        )
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = strict
 
 
 def scores_of(results: dict[str, Any]) -> Scores:

@@ -11,6 +11,7 @@ from mllm_lit.metrics.hallucination import (
     parse_yes_no,
     pope_scores,
 )
+from mllm_lit.metrics.lmms_eval import LmmsEvalScores
 from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
 from mllm_lit.metrics.relaxed import contains
 from mllm_lit.metrics.sequences import bwt, maa, mfn, mft, sequence_scores
@@ -22,6 +23,7 @@ __all__ = [
     "CaptionScores",
     "ChoiceAccuracy",
     "ExactMatch",
+    "LmmsEvalScores",
     "M4CAccuracy",
     "MeanScore",
     "POPEScores",

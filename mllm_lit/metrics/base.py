@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
@@ -18,7 +18,7 @@ class AnswerMetric(Metric):
     a row seen twice (a sampler that pads the last batch) counts once, so the result on N ranks is the result on one.
     """
 
-    headline: ClassVar[str]
+    headline: str
     """The entry of :meth:`compute` that a table shows."""
     full_state_update: bool | None = False
     rows: list[tuple[str, Any]]

@@ -10,6 +10,7 @@ from mllm_lit.tasks.flickr30k import Flickr30k
 from mllm_lit.tasks.gqa import GQA
 from mllm_lit.tasks.huggingface import HuggingFace
 from mllm_lit.tasks.iconqa import IconQA
+from mllm_lit.tasks.lmms_eval import LmmsEval
 from mllm_lit.tasks.ocrvqa import OCRVQA
 from mllm_lit.tasks.pope import POPE
 from mllm_lit.tasks.scienceqa import ScienceQA
@@ -33,6 +34,7 @@ __all__ = [
     "Flickr30k",
     "HuggingFace",
     "IconQA",
+    "LmmsEval",
     "ScienceQA",
     "Task",
     "TextVQA",

@@ -26,7 +26,7 @@ class Task(ABC):
         ValueError: The template uses a field that the task does not have.
     """
 
-    name: ClassVar[str]
+    name: str
     default_prompt: ClassVar[str]
     prompt_fields: tuple[str, ...] = ("question",)
     """What a template may use."""
@@ -37,6 +37,8 @@ class Task(ABC):
     split_names: dict[str, str] = {"train": "train", "val": "val", "test": "test"}
     """The publisher's name of the split that plays each role (an instance may differ from its class)."""
     has_train_split: ClassVar[bool] = True
+    has_root: ClassVar[bool] = True
+    """Whether a root says where its data are."""
     takes_files: ClassVar[bool] = False
     """Whether a root may be a file, or a data set of the Hugging Face hub."""
     max_new_tokens: int = 16
