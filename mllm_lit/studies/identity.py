@@ -10,9 +10,10 @@ import yaml
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.names import CONFIGS
 from mllm_lit.parsing import flatten
+from mllm_lit.part_help import KEPT
 from mllm_lit.studies.plan import digest
 
-ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch", "smoke")
+ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch", "smoke", "run")
 """Settings that say where a run is kept or what it prints, and files whose content is resolved into the rest."""
 NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights", "start_from")
 """Last names of settings that may name a file or folder."""
@@ -63,6 +64,6 @@ def contents() -> tuple[str, bytes]:
     """Digests of the package's source, and of the data and weights that come with it."""
     there = (file for file in Path(__file__).parents[1].rglob("*") if file.is_file() and file.suffix != ".pyc")
     # What configs/ says is in the settings; it is within the package where that is installed, and not in a checkout.
-    files = sorted(file for file in there if CONFIGS not in file.parents)
+    files = sorted(file for file in there if CONFIGS not in file.parents and KEPT not in file.parents)
     source, rest = ([file for file in files if (file.suffix == ".py") == wanted] for wanted in (True, False))
     return digest(file.read_bytes() for file in source), digest(file.read_bytes() for file in rest).encode()
