@@ -287,7 +287,6 @@ def quiet() -> None:
         # Rank 0 has the scores of all samples.
         ".*when logging on epoch level in distributed setting.*",
         ".*isinstance.treespec.*",
-        ".*is_gradient_checkpointing.*",
         # Steps are shown by the bar, whatever is logged.
         ".*is smaller than the logging interval.*",
         # A frozen vision encoder stays in eval mode.

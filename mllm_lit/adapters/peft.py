@@ -1,6 +1,7 @@
 """Adapters that peft provides, pointed at the right modules."""
 
 import tempfile
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,10 @@ class PeftAdapter(Adapter):
         config = self.config(model, layout)
         if config.is_prompt_learning:
             self._check_virtual_tokens(model, str(getattr(config.peft_type, "value", config.peft_type)))
-        wrapped = get_peft_model(cast("Any", model), config)
+        with warnings.catch_warnings():
+            # peft reads a property that transformers has renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            wrapped = get_peft_model(cast("Any", model), config)
         # peft, too, has embeddings and patches ask for gradients when activations are recomputed.
         cast("Any", model).disable_input_require_grads()
         for parameter in wrapped.parameters():
