@@ -1,5 +1,8 @@
 """Tensors brought to host memory; torch is not imported before there are some."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +12,14 @@ if TYPE_CHECKING:
 def snapshot(tensor: "Tensor") -> "Tensor":
     """A copy in host memory that later training does not touch; of a tensor without storage, another such."""
     return tensor.detach().clone() if tensor.is_meta else tensor.detach().to("cpu", copy=True)
+
+
+@contextmanager
+def as_transformers_is() -> Iterator[None]:
+    """Within it, peft may read a property that transformers has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def whole(tensor: "Tensor") -> "Tensor":

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mllm_lit import __version__
-from mllm_lit.adapters.copies import whole
+from mllm_lit.adapters.copies import as_transformers_is, whole
 from mllm_lit.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def load_adapter(loaded: "LoadedBackbone", folder: Path) -> "nn.Module":
         _assign(model, tensors, loaded, folder)
         if not isinstance(model, PeftModel):
             # Every rank reads it, and not onto one and the same GPU.
-            return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()
+            with as_transformers_is():
+                return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").eval()
         fill(model, folder)
         return model
     if not tensors:

@@ -1,7 +1,6 @@
 """Adapters that peft provides, pointed at the right modules."""
 
 import tempfile
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mllm_lit.adapters.base import Adapter
-from mllm_lit.adapters.copies import snapshot, whole
+from mllm_lit.adapters.copies import as_transformers_is, snapshot, whole
 from mllm_lit.adapters.subspace import SUBSPACES, low_rank_layers, split_off, split_off_subspace
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
@@ -42,9 +41,7 @@ class PeftAdapter(Adapter):
         config = self.config(model, layout)
         if config.is_prompt_learning:
             self._check_virtual_tokens(model, str(getattr(config.peft_type, "value", config.peft_type)))
-        with warnings.catch_warnings():
-            # peft reads a property that transformers has renamed.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        with as_transformers_is():
             wrapped = get_peft_model(cast("Any", model), config)
         # peft, too, has embeddings and patches ask for gradients when activations are recomputed.
         cast("Any", model).disable_input_require_grads()
