@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from mllm_lit.answers import greedy_answers
 from mllm_lit.data.collate import Collate
@@ -18,6 +17,7 @@ from mllm_lit.data.sample import ImageRef, Sample
 from mllm_lit.errors import SettingError, in_range, write_whole, writing
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.objectives.callback import folders
+from mllm_lit.progress import progress_bar
 from mllm_lit.tasks.captions import BRIEF
 from mllm_lit.tasks.vqa import SHORT_ANSWER
 
@@ -179,7 +179,7 @@ def answered(trainer: Any, samples: list[Sample], settings: Rehearse, size: int)
     off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)
     said: list[str | None] = []
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    starts = tqdm(range(0, each, size), desc="Rehearsal: batches answered", disable=not shown)
+    starts = progress_bar(range(0, each, size), desc="before training · rehearsal", unit=" batches", disable=not shown)
     with off, evaluating(module.net), torch.no_grad(), trainer.precision_plugin.forward_context():
         for start in starts:
             batch = collate(own[start : start + size]).to(module.device)

@@ -1,4 +1,4 @@
-"""How long a run still takes, from what it has taken so far."""
+"""How long a run still takes, from what it has taken so far; bars in a file."""
 
 import time
 from types import SimpleNamespace as Bag
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mllm_lit.callbacks.bar import RunBar
+from mllm_lit.progress import progress_bar
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,21 @@ def test_what_is_left_counts_training_validations_and_the_last_scores(
     )  # fmt: skip
     module: Any = Bag(evaluated_samples=scored, evaluating_seconds=seconds)
     assert RunBar()._seconds_left(trainer, module, 2.0) == left
+
+
+def test_a_bar_in_a_file_is_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllm_lit.progress.SECONDS", 0)
+    with progress_bar(total=3, desc="one", unit=" steps", leave=False) as bar:
+        bar.set_postfix_str("loss 1")
+        for _ in progress_bar(range(2), desc="two", unit=" rows"):
+            bar.update()
+    told = capsys.readouterr().err
+    assert "\r" not in told
+    assert "\x1b" not in told
+    lines = [line.rpartition(", ")[0] for line in told.splitlines()]
+    assert lines[:2] == ["one: 0/3 steps", "one: 0/3 steps, loss 1"]
+    assert [line for line in lines if line.startswith("two")] == ["two: 0/2 rows", "two: 1/2 rows", "two: 2/2 rows"]
+    assert lines[-1] in ("one: 2/3 steps, loss 1", "two: 2/2 rows")
 
 
 def test_scoring_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:

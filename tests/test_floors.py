@@ -8,7 +8,20 @@ from pathlib import Path
 import mllm_lit
 
 FLOORS = (
-    ("errors", "seed", "tensors", "select", "plots", "parsing", "allocator", "names", "wording", "part_help", "begin")
+    (
+        "errors",
+        "seed",
+        "tensors",
+        "select",
+        "plots",
+        "parsing",
+        "allocator",
+        "names",
+        "wording",
+        "part_help",
+        "begin",
+        "progress",
+    )
     + ("run_directory", "loggers"),
     ("backbones",),
     ("data",),

@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mllm_lit.adapters.subspace import in_parts, input_products, low_rank_layers
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import AdapterError
 from mllm_lit.importance.callback import in_turns, training_rows
 from mllm_lit.importance.probing import evaluating, self_generated
+from mllm_lit.progress import progress_bar
 from mllm_lit.seed import Stream, stream_seed
 
 LENGTH = 64
@@ -48,7 +48,9 @@ class AdapterCallback(L.Callback):
         own = looked_at(trainer, pl_module)[trainer.global_rank :: world]
         hidden = trainer.progress_bar_callback is None or not trainer.is_global_zero
         parts = list(in_parts(low_rank_layers(net)))
-        bar = tqdm(total=len(parts) * len(own), desc=f"{adapter.init}: inputs seen", disable=hidden)
+        bar = progress_bar(
+            total=len(parts) * len(own), desc=f"before training · {adapter.init}", unit=" inputs", disable=hidden
+        )
         for part in parts:
             with input_products(part) as products, evaluating(net), torch.no_grad():
                 for shown in own:

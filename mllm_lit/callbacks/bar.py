@@ -1,7 +1,6 @@
 """The bar of a run: its optimizer steps, the loss, and the time that is left."""
 
 import math
-import sys
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 from mllm_lit.backbones.callback import validations
 from mllm_lit.callbacks.forgetting import evaluator_of
 from mllm_lit.module import MLLMModule
+from mllm_lit.progress import progress_bar
 from mllm_lit.wording import duration
 
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
@@ -52,15 +52,13 @@ class RunBar(ProgressBar):
         total = trainer.estimated_stepping_batches
         self._first, self._evaluating = time.perf_counter(), pl_module.evaluating_seconds
         self._first_step = trainer.global_step
-        self._bar = tqdm(
+        self._bar = progress_bar(
             desc="training",
             total=None if math.isinf(total) else int(total),
             initial=trainer.global_step,
             unit=" steps",
             bar_format=None if math.isinf(total) else FORMAT,
             disable=not self._on,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
         )
 
     def on_train_batch_end(

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from mllm_lit.answers import Answers, answers_of_whole_rows
 from mllm_lit.backbones.layout import bare_model
@@ -23,6 +22,7 @@ from mllm_lit.errors import in_range
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
 from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, in_words, seen
+from mllm_lit.progress import progress_bar
 from mllm_lit.tensors import fingerprint
 
 EVAL_TOKENS = 8_192
@@ -93,17 +93,16 @@ class Evaluator:
         shown = sum(len(one.samples) for one in self.sets)
         with (
             evaluating(net),
-            tqdm(
+            progress_bar(
                 total=shown,
                 desc=in_words(phase),
                 unit=" samples",
                 disable=not progress or rank > 0,
                 leave=False,
-                mininterval=0.1 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
             for one, file in zip(self.sets, files, strict=True):
-                bar.set_description(f"{in_words(phase)} · {one.name}")
+                bar.set_description_str(f"{in_words(phase)} · {one.name}")
                 done = merged([{} if file is None else file.read()])[0]
                 mine = {i: record for i, record in done.items() if i % world == rank}
                 if file is not None:

@@ -8,7 +8,6 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from tqdm.auto import tqdm
 
 from mllm_lit.answers import answer_nll
 from mllm_lit.data.sample import Sample
@@ -16,6 +15,7 @@ from mllm_lit.importance.base import Rule, RuleError
 from mllm_lit.importance.files import check_buffers, read_buffers
 from mllm_lit.importance.log import log_rule
 from mllm_lit.loggers import log_scalars
+from mllm_lit.progress import progress_bar
 from mllm_lit.seed import Stream, stream_seed
 
 
@@ -251,4 +251,4 @@ def gradients(module: Any, rows: list[Sample], batch_size: int) -> Iterator[None
 
 def show_progress(items: Iterable[Any], total: int) -> Iterable[Any]:
     """Draw a bar while a rule looks at its data; see :attr:`Rule.progress`."""
-    return tqdm(items, total=total, desc="Importance: batches seen")
+    return progress_bar(items, total=total, desc="before training · importance", unit=" batches")

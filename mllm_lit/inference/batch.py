@@ -101,18 +101,18 @@ def answer_questions(
         FormatError: A question does not fit into the model's context.
     """
     import torch
-    from tqdm.auto import tqdm
 
     from mllm_lit.answers import greedy_answers
     from mllm_lit.backbones.load import context
     from mllm_lit.data.collate import Collate
+    from mllm_lit.progress import progress_bar
 
     in_range("--batch_size", size, 1)
     in_range("--max_new_tokens", max_new_tokens, 1)
     net: Any = tuned.module
     collate = Collate(tuned.loaded.processor, context(tuned.loaded), with_prompt=True)
     device = next(net.parameters()).device
-    with tqdm(total=len(asked), initial=done, desc="questions answered") as bar:
+    with progress_bar(total=len(asked), initial=done, desc="answered", unit=" questions") as bar:
         for start in range(done, len(asked), size):
             part = asked[start : start + size]
             batch = collate([sample for sample, _ in part]).to(device)

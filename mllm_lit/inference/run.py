@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
 from mllm_lit.errors import SettingError
-from mllm_lit.names import find
+from mllm_lit.names import find, refuse_unknown
 from mllm_lit.start import find_start, run_config
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def read_backbone(source: str | dict[str, Any], **overrides: Any) -> Backbone:
     from jsonargparse import ArgumentError, ArgumentParser
 
     if isinstance(source, str) and not Path(source).is_dir():
+        if "/" not in source and "." not in source:  # no hub id of today
+            refuse_unknown("model.backbone", source)
         source = find("model.backbone", source)
     if isinstance(source, str) and not source.endswith((".yaml", ".yml")):
         backbone = Backbone(source)

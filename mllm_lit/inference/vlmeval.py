@@ -16,14 +16,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import EncodedImage
 from mllm_lit.errors import writing
 from mllm_lit.inference.ask import answers_to, read_messages
 from mllm_lit.inference.run import Tuned
+from mllm_lit.progress import progress_bar
 
 Row = dict[str, str]
 NAME = "mllm_lit"
@@ -120,7 +119,7 @@ def answer(
     rows, form, name = read_rows(path), chat_format(tuned.loaded.processor), path.stem
     by_index = {row["index"]: row for row in rows}
     said: list[str] = []
-    for start in tqdm(range(0, len(rows), batch_size), desc=name, leave=False):
+    for start in progress_bar(range(0, len(rows), batch_size), desc=name, unit=" batches", leave=False):
         asked = []
         for row in rows[start : start + batch_size]:
             content = content_of(text_of(row, name), pictures_of(row, by_index, path.parent), name)

@@ -9,13 +9,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from mllm_lit.answers import labelled_outputs
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
 from mllm_lit.objectives.store import Store, key_of, look, name_of, probe, probed_batches
+from mllm_lit.progress import progress_bar
 from mllm_lit.run_directory import run_directory
 
 
@@ -147,7 +147,9 @@ def compute(trainer: L.Trainer, module: Any, objective: Objective, samples: list
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
 
     def progress(items: Iterable[Any], count: int) -> Iterable[Any]:
-        return tqdm(items, total=count, desc="Before training: batches seen", disable=not shown)
+        return progress_bar(
+            items, total=count, desc="before training · what it says", unit=" batches", disable=not shown
+        )
 
     context, size = trainer.precision_plugin.forward_context, trainer.datamodule.batch_size  # type: ignore[attr-defined]
     off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)
