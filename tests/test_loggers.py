@@ -101,6 +101,7 @@ def test_wandb_offline(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = ["--trainer.logger", logger("WandbLogger", offline=True, save_dir=str(tmp_path))]
     run(monkeypatch, "--config", str(config), *SPIDER, *SHORT, *words)
     wandb.finish()
+    wandb.teardown()  # as at a process's end: until then the last rows may not be in the file
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     history: dict[str, list[tuple[int, Any]]] = {}
     settings = {}
