@@ -199,7 +199,7 @@ def harness() -> Any:
         except ImportError as error:
             raise SettingError(
                 f"lmms-eval cannot be imported ({error}). Install it beside this package: pip install --no-deps "
-                "lmms-eval, and pip install 'mllm_lit[lmms_eval]' for what its evaluator imports."
+                "lmms-eval, and pip install 'mllm_lit[lmms-eval]' for what its evaluator imports."
             ) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = strict  # nor may it change what this package takes for a picture
