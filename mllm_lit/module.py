@@ -119,6 +119,8 @@ class MLLMModule(L.LightningModule):
         self._in_step = self._hidden = self._attends_otherwise = False
         self._replays = False
         self.evaluating_seconds, self.evaluated_samples = 0.0, 0
+        self.step_loss = 0.0
+        """Of the last optimizer step, in nats per answer token."""
         self.moved = False
         """Whether a step was made since the model was built: then what trains no longer is the backbone's."""
 
@@ -310,7 +312,8 @@ class MLLMModule(L.LightningModule):
             self.importance.before_step()  # here, since callbacks are asked before the gradients have their scale
         self.label_tokens += int(tokens)
         self.log("train/padding", 1 - self.tokens / self.positions)
-        self.log("train/loss", loss / (tokens or 1.0), prog_bar=True)
+        self.step_loss = loss / (tokens or 1.0)
+        self.log("train/loss", self.step_loss, prog_bar=True)
         if beside:
             nll, target_tokens, divergence, apart = beside
             if target_tokens:

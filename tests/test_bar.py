@@ -21,17 +21,15 @@ from mllm_lit.progress import progress_bar
 def test_what_is_left_counts_training_validations_and_the_last_scores(
     scored: int, seconds: float, left: float | None
 ) -> None:
-    sets = {
-        "val": Bag(sets=[Bag(samples=range(10)), Bag(samples=range(20))]),
-        "test": Bag(sets=[Bag(samples=range(100))]),
-    }
     trainer: Any = Bag(
-        global_step=10, estimated_stepping_batches=20, datamodule=Bag(evaluator=sets.__getitem__),
+        global_step=10, estimated_stepping_batches=20,
         val_check_batch=5, check_val_every_n_epoch=None, max_epochs=2, max_steps=-1, num_training_batches=10,
         limit_val_batches=1.0, accumulate_grad_batches=1, current_epoch=1,
     )  # fmt: skip
     module: Any = Bag(evaluated_samples=scored, evaluating_seconds=seconds)
-    assert RunBar()._seconds_left(trainer, module, 2.0) == left
+    bar = RunBar()
+    bar._samples = {"val": 30, "test": 100}
+    assert bar._seconds_left(trainer, module, 2.0) == left
 
 
 def test_a_bar_in_a_file_is_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,11 +53,12 @@ def test_scoring_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     bar = RunBar()
     bar.disable()
-    trainer: Any = Bag(global_step=0, estimated_stepping_batches=float("inf"), progress_bar_metrics={"train/loss": 0.5})
+    trainer: Any = Bag(global_step=0, estimated_stepping_batches=float("inf"), limit_val_batches=0)
     from mllm_lit.module import MLLMModule
 
     module: Any = MLLMModule.__new__(MLLMModule)
     object.__setattr__(module, "evaluating_seconds", 5.0)
+    object.__setattr__(module, "step_loss", 0.5)
     bar.on_fit_start(trainer, module)
     bar.on_train_start(trainer, module)
     now, trainer.global_step = 140.0, 10

@@ -29,6 +29,8 @@ class RunBar(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._began = self._first = self._evaluating = 0.0
         self._first_step, self._told = 0, ""
+        self._samples: dict[str, int] = {}
+        """Of a validation (``val``), and of the scores after training (``test``)."""
 
     def disable(self) -> None:
         """Show nothing."""
@@ -52,6 +54,9 @@ class RunBar(ProgressBar):
         total = trainer.estimated_stepping_batches
         self._first, self._evaluating = time.perf_counter(), pl_module.evaluating_seconds
         self._first_step = trainer.global_step
+        if not math.isinf(total):
+            phases = ["test"] if validations(trainer) == 0 else ["val", "test"]
+            self._samples = {phase: sum(len(s.samples) for s in evaluator_of(trainer, phase).sets) for phase in phases}
         self._bar = progress_bar(
             desc="training",
             total=None if math.isinf(total) else int(total),
@@ -72,7 +77,7 @@ class RunBar(ProgressBar):
         evaluating = pl_module.evaluating_seconds - self._evaluating
         pace = (time.perf_counter() - self._first - evaluating) / (trainer.global_step - self._first_step)
         told = [f"{1 / pace:.2f}/s"]
-        told += [f"{name.rpartition('/')[2]} {value:.3f}" for name, value in trainer.progress_bar_metrics.items()]
+        told.append(f"loss {pl_module.step_loss:.3f}")  # not from the logged values, which lie on the device
         self._told = ", ".join(told)
         if (left := self._seconds_left(trainer, pl_module, pace)) is not None:
             share = 100 * (ran := time.perf_counter() - self._began) / (ran + left)
@@ -87,9 +92,8 @@ class RunBar(ProgressBar):
             return None
         training = pace * (total - trainer.global_step)
         samples = sum(
-            times * sum(len(one.samples) for one in evaluator_of(trainer, phase).sets)
+            times * self._samples.get(phase, 0)
             for phase, times in (("val", round(validations(trainer) * (1 - trainer.global_step / total))), ("test", 1))
-            if times
         )
         if not module.evaluated_samples:
             return training if not samples else None
