@@ -16,6 +16,7 @@ from mllm_lit.__main__ import COMMANDS, main
 from mllm_lit.adapters import Adapter, LoRA
 from mllm_lit.cli import build
 from mllm_lit.cli import main as run
+from mllm_lit.errors import UsageError
 from mllm_lit.inference.run import read_backbone
 from mllm_lit.names import CONFIGS, PLACES, find, names
 from mllm_lit.part_help import HEAVY, PARTS, classes, kept_options
@@ -156,6 +157,12 @@ def test_a_parts_options_come_without_the_libraries_of_the_others(tmp_path: Path
     assert shown == taken
     assert (CONFIGS / "adapters" / "lora.yaml").read_text().splitlines()[0] in done.stdout
     assert not re.search(r"\| +(torch|lightning|transformers|peft)$", done.stderr, re.MULTILINE)
+
+
+def test_a_backbone_of_a_name_like_one_that_is_there_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(UsageError, match="did you mean llava15_7b"):
+        read_backbone("llava15_7")
+    assert read_backbone("embedded").path == "embedded"
 
 
 def test_kept_options_are_those_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
