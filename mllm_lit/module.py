@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.callback import AdapterCallback
@@ -111,6 +112,7 @@ class MLLMModule(L.LightningModule):
         self.on_checkpoint: Callable[[dict[str, Any]], None] | None = None
         """Told a checkpoint that fits, before its weights take the place of those that are here."""
         self._window: list[tuple[Tensor, list[str]]] = []
+        self._sample_nll: list[Tensor] = []
         self.label_tokens = 0
         self.tokens = 0
         self.positions = 0
@@ -272,6 +274,9 @@ class MLLMModule(L.LightningModule):
         sums.append(torch.full_like(sums[0], len(batch.pictures)))
         sums += [value.sum().double() for value in beside]
         self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
+        if self.objective is not None and self.objective.follows_steps:
+            nll, tokens, *_ = beside
+            self._sample_nll.append((nll / tokens)[tokens > 0])
         self.tokens += batch.tokens
         self.positions += batch.labels.numel()
         if self._hidden:
@@ -314,6 +319,11 @@ class MLLMModule(L.LightningModule):
         self.log("train/padding", 1 - self.tokens / self.positions)
         self.step_loss = loss / (tokens or 1.0)
         self.log("train/loss", self.step_loss, prog_bar=True)
+        if self.objective is not None and self.objective.follows_steps:
+            found, self._sample_nll = torch.cat(self._sample_nll), []
+            found = torch.cat(gather_all_tensors(found)) if self.trainer.world_size > 1 else found
+            if len(found):
+                self.log_dict(self.objective.stepped(found))
         if beside:
             nll, target_tokens, divergence, apart = beside
             if target_tokens:

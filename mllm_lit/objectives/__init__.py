@@ -1,7 +1,7 @@
 """Objectives: what a training step minimises."""
 
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
-from mllm_lit.objectives.to_before import ASFT, FLOW, STM, ForgettingBudget, KLOnMixed, KLToBase
+from mllm_lit.objectives.to_before import ASFT, FLOW, STM, TALR, ForgettingBudget, KLOnMixed, KLToBase
 from mllm_lit.objectives.weighted import DFT, EAFT, NLL
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "FLOW",
     "NLL",
     "STM",
+    "TALR",
     "BeforeTraining",
     "ForgettingBudget",
     "KLOnMixed",

@@ -51,8 +51,21 @@ class Objective(ABC):
     top_k: int = 64
     """How many of them are kept of each token."""
 
+    follows_steps: bool = False
+    """Whether :meth:`stepped` asks for what each optimizer step has found."""
     look_every: int | None = None
     """Optimizer steps between two looks at the rehearsed samples that are held out of training; ``None`` for none."""
+
+    def stepped(self, sample_nll: Tensor) -> dict[str, float]:
+        """Take in what an optimizer step has found, if :attr:`follows_steps`; the losses of the next may depend on it.
+
+        Args:
+            sample_nll: (S,), mean NLL of each of the target's own samples in the step, over accumulation and ranks.
+
+        Returns:
+            What to log, by name.
+        """
+        return {}
 
     def looked(self, divergence: float) -> dict[str, float]:
         """Take in the mean KL(p0 ‖ pθ) of the held-out samples' tokens.

@@ -145,7 +145,7 @@ def probe(net: nn.Module, batches: Iterable[Batch], context: Callable[[], Abstra
 
     found: list[Tensor] = []
     for batch in batches:
-        with context():
+        with torch.no_grad(), context():
             found.append(labelled_outputs(net, batch, whole).float().cpu())
         if sum(map(len, found)) >= PROBED:
             break

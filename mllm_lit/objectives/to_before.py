@@ -171,6 +171,51 @@ class STM(Objective):
         return (-log_p).exp() <= self.threshold
 
 
+class TALR(Objective):
+    """Each token's NLL times max(p^(1/τ), floor), p without a gradient and τ the median NLL of samples (2509.20758).
+
+    Tokens that the model in training finds unlikely weigh less. The paper's τ is the median over the batch at hand;
+    here it is over the optimizer step before (at first: over all samples before training), so that it depends neither
+    on accumulation nor on ranks.
+
+    Args:
+        tau: τ, if it is not to follow the steps.
+        floor: The smallest weight.
+    """
+
+    needs_before = True
+    top_k = 1
+
+    def __init__(self, tau: float | None = None, floor: float = 0.01) -> None:
+        self.tau = in_range("objective.tau", tau, above=0)
+        self.floor = in_range("objective.floor", floor, 0, 1)
+        self.follows_steps = tau is None
+
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
+        if self.tau is None:  # else given, or of the checkpoint
+            self.stepped(sample_nll[~mixed])
+        follows = ", and follows the samples' median NLL" if self.follows_steps else ""
+        return [f"TALR: τ is {self.tau:.4f}{follows}."]
+
+    def stepped(self, sample_nll: Tensor) -> dict[str, float]:
+        self.tau = max(float(sample_nll.quantile(0.5)), SMALLEST_TAU)
+        return {"objective/tau": self.tau}
+
+    def state_dict(self) -> dict[str, float]:
+        return {} if self.tau is None else {"tau": self.tau}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.tau = state["tau"]
+
+    def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:
+        assert self.tau is not None
+        return nll * (-nll.detach() / self.tau).exp().clamp(min=self.floor)
+
+
+SMALLEST_TAU = 1e-6
+"""Of TALR, where samples are learned by heart."""
+
+
 class FLOW(Objective):
     """Each sample weighted exp(−ℓ0 / τ), ℓ0 its mean NLL before training, τ the median over the samples (2502.02797).
 

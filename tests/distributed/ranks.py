@@ -21,7 +21,7 @@ from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
-from mllm_lit.objectives import FLOW, STM, KLToBase, Objective
+from mllm_lit.objectives import FLOW, STM, TALR, KLToBase, Objective
 from mllm_lit.strategies import FSDP2Strategy, ZeROStrategy
 from tests.checkpoints.process import SERVER
 from tests.toy import ROWS, Album, Toy, ToySource
@@ -56,6 +56,7 @@ RULES: dict[str, Callable[[], Rule]] = {
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "kl": lambda: KLToBase(5.0, top_k=20),
     "flow": FLOW,
+    "talr": TALR,
     "stm": lambda: STM(threshold=524.0),
 }
 

@@ -22,6 +22,7 @@ from mllm_lit.objectives import (
     FLOW,
     NLL,
     STM,
+    TALR,
     BeforeTraining,
     KLOnMixed,
     KLToBase,
@@ -85,6 +86,9 @@ def oracle(case: str, first: Tensor, now: Tensor, targets: Tensor, row: int) -> 
     for end, size in zip(ends, sizes, strict=True):
         own = [softmax(first[i].tolist())[int(targets[i])] for i in range(end - size, end)]
         means.append(-sum(math.log(x) for x in own) / size)
+    if case == "talr":
+        tau = (means[0] + means[1]) / 2  # the median of the target's own two
+        return nll * max(q[target] ** (1 / tau), 0.01)
     return nll * math.exp(-means[next(i for i, end in enumerate(ends) if row < end)] / sorted(means)[1])
 
 
@@ -107,7 +111,7 @@ def test_it_is_its_formula_with_the_published_defaults(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [NLL(), KLToBase(0.0), EAFT(0.0), STM(threshold=1e30), FLOW(tau=1e30)],
+    [NLL(), KLToBase(0.0), EAFT(0.0), STM(threshold=1e30), FLOW(tau=1e30), TALR(tau=1e30), TALR(tau=1.0, floor=1.0)],
     ids=lambda one: type(one).__name__,
 )
 def test_its_limit_is_the_nll_bit_for_bit(objective: Objective) -> None:
@@ -126,7 +130,7 @@ def test_asft_without_a_pull_is_dft() -> None:
     assert torch.equal(ASFT(0.0).losses(now, targets, nll, before), DFT().losses(now, targets, nll, None))
 
 
-@pytest.mark.parametrize("objective", [DFT(), EAFT()], ids=["dft", "eaft"])
+@pytest.mark.parametrize("objective", [DFT(), EAFT(), TALR(tau=2.0)], ids=["dft", "eaft", "talr"])
 def test_a_weight_has_no_gradient(objective: Objective) -> None:
     _, now, targets, _ = drawn()
     nll = token_nll(now, targets)
@@ -182,7 +186,14 @@ def test_what_means_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [lambda: KLToBase(-1), lambda: KLToBase(temperature=0), lambda: STM(1.0), lambda: EAFT(k=1), lambda: FLOW(0)],
+    [
+        lambda: KLToBase(-1),
+        lambda: KLToBase(temperature=0),
+        lambda: STM(1.0),
+        lambda: EAFT(k=1),
+        lambda: FLOW(0),
+        lambda: TALR(floor=2),
+    ],
 )
 def test_values_out_of_range_are_refused(wrong: Any) -> None:
     with pytest.raises(SettingError, match=r"objective\.\w+ is"):

@@ -14,7 +14,7 @@ from mllm_lit.adapters import Full, LoRA
 from mllm_lit.answers import answer_nll
 from mllm_lit.data.packed import PackedCollate
 from mllm_lit.datamodule import VQADataModule
-from mllm_lit.objectives import DFT, EAFT, FLOW, NLL, STM, KLToBase, Objective, ObjectiveError
+from mllm_lit.objectives import DFT, EAFT, FLOW, NLL, STM, TALR, KLToBase, Objective, ObjectiveError
 from mllm_lit.objectives.losses import answer_losses
 from mllm_lit.objectives.store import Store, key_of, look
 from tests.data.test_replay import Losses
@@ -64,7 +64,9 @@ def test_what_is_kept_is_what_the_model_says(tiny_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "objective", [KLToBase(top_k=5), EAFT(), STM(), FLOW(), DFT(), NLL(top_k=5)], ids=lambda one: type(one).__name__
+    "objective",
+    [KLToBase(top_k=5), EAFT(), STM(), FLOW(), TALR(), DFT(), NLL(top_k=5)],
+    ids=lambda one: type(one).__name__,
 )
 def test_rows_packed_or_alone_and_logits_in_parts_are_the_same(
     objective: Objective, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,12 +155,57 @@ def test_what_is_logged(tiny_folder: Path, tmp_path: Path) -> None:
     assert last["train/loss"] == pytest.approx(last["train/nll"] + last["train/kl_to_before"], rel=1e-4)
 
 
+def test_tau_follows_the_samples_of_the_step_before(tiny_folder: Path, tmp_path: Path) -> None:
+    """Whatever the accumulation: the model of each step is asked for its samples' NLL once more, after the run.
+
+    fp32 means of NLLs around 5, of weights whose sums ran in another order: 1e-3.
+    """
+
+    class Taus(L.Callback):
+        def __init__(self) -> None:
+            self.found: list[tuple[float, float]] = []
+
+        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            self.rows = [sample for one in self.batches for sample in one]
+            self.batches = []
+            with torch.no_grad():
+                nll, counts = answer_nll(pl_module.net, pl_module.collate(self.rows))
+            self.expected = float((nll / counts).median())
+
+        def on_train_start(self, *args: Any) -> None:
+            self.batches: list[Any] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, number: int) -> None:
+            self.batches.append(batch.samples)
+
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            if not self.batches:
+                self.found.append((pl_module.objective.tau, self.expected))
+
+    def run(batch_size: int, accumulate: int) -> list[tuple[float, float]]:
+        taus, objective = Taus(), TALR()
+        model = module(tiny_folder, Full(blocks="all", lr=1e-2), objective=objective)
+        fit = trainer(tmp_path, max_steps=3, accumulate_grad_batches=accumulate, callbacks=[taus])
+        fit.fit(model, datamodule=data(tmp_path, batch_size))
+        assert model.objective is not None
+        assert model.objective.state_dict() == {"tau": taus.found[-1][0]}
+        return taus.found
+
+    whole, parts = run(3, 1), run(1, 3)
+    assert len(whole) == len(parts) == 3
+    assert whole[0][0] != pytest.approx(whole[-1][0], rel=1e-2), "the model moves"
+    for taus in (whole, parts):
+        for tau, expected in taus:
+            assert tau == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_with_what_was_kept(tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [lambda: KLToBase(1.0, top_k=5), TALR], ids=["kl", "talr"])
+def test_a_run_goes_on_with_what_was_kept(objective: Any, tiny_folder: Path, tmp_path: Path) -> None:
     """Bit for bit; without the file it is refused, since the weights have moved."""
 
     def run(ends: list[Any], checkpoint: Path | None = None, folder: str = "checkpoints") -> dict[str, Tensor]:
-        model = module(tiny_folder, Full(blocks="all", lr=1e-3, connector="tuned"), objective=KLToBase(1.0, top_k=5))
+        model = module(tiny_folder, Full(blocks="all", lr=1e-3, connector="tuned"), objective=objective())
         keep = ModelCheckpoint(tmp_path / "run" / folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         fit = trainer(tmp_path, max_epochs=2, callbacks=[*ends, keep])
         fit.fit(model, datamodule=data(tmp_path), ckpt_path=checkpoint)
