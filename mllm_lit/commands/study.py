@@ -74,12 +74,12 @@ def main(args: Sequence[str] | None = None) -> None:
             print(f"# {cell.key or '-' * 16} {state}: {cell.name}\n{said}")
     elif options.command == "report":
         from mllm_lit.reports import write_report
-        from mllm_lit.studies.identity import contents
+        from mllm_lit.studies.identity import code_digest
 
         results = collect(plan, store, kept)
         write_results(results, file)
         folder = options.out or options.runs / "reports" / study.file.name
-        page = write_report(study, results, folder, options.latex, options.trust, contents()[0])
+        page = write_report(study, results, folder, options.latex, options.trust, code_digest())
         print(f"Written: {page}")
     tell(states, store)
 

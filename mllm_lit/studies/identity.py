@@ -1,22 +1,26 @@
 """What the result of a run depends on: its resolved settings, the files that they name, and the code."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mllm_lit.backbones.load import EMBEDDED
 from mllm_lit.cli import MLLMCLI
 from mllm_lit.names import CONFIGS
 from mllm_lit.parsing import flatten
-from mllm_lit.part_help import KEPT
-from mllm_lit.studies.plan import digest
+from mllm_lit.studies.plan import NONE, digest
+from mllm_lit.tasks.embedded_data import ARCHIVES, NEEDED
 
 ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch", "smoke", "run")
 """Settings that say where a run is kept or what it prints, and files whose content is resolved into the rest."""
 NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights", "start_from")
 """Last names of settings that may name a file or folder."""
+ABOUT = ("LICENSES.md", "scores.json")
+"""Files beside the weights of a backbone that say something of it, and change nothing."""
 
 
 class Resolved(MLLMCLI):
@@ -41,11 +45,16 @@ def facts(words: Sequence[str]) -> dict[str, Any]:
     settings = flatten({key: value for key, value in tree.items() if key not in ELSEWHERE})
     named = (Path(str(value)).expanduser() for key, value in settings.items() if key.split(".")[-1] in NAMES_FILES)
     listed = [listing(place) for place in sorted({place.absolute() for place in named}) if place.exists()]
-    code, data = contents()
+    data = digest(_content(file) for file in package_data(settings)).encode()
     given = tree["data"].get("init_args", {})
     names = {"task": "task", "root": "root", "test_split": "split", "max_eval_samples": "max_samples"}
     target = {theirs: given[ours] for ours, theirs in names.items() if given.get(ours) is not None}
-    return {"settings": settings, "data": digest([data, *listed]), "code": code, "target": target}
+    return {"settings": settings, "data": digest([data, *listed]), "code": code_digest(), "target": target}
+
+
+@cache
+def _content(file: Path) -> bytes:
+    return digest([file.name.encode(), file.read_bytes()]).encode()
 
 
 def listing(place: Path) -> bytes:
@@ -59,11 +68,32 @@ def listing(place: Path) -> bytes:
     return "\n".join(lines()).encode()
 
 
+def package_data(settings: Mapping[str, Any]) -> list[Path]:
+    """What a run reads of the data and weights that come with the package: archives of its tasks, its backbone's files.
+
+    Args:
+        settings: By dotted name; the value at ``….task`` is the class.
+    """
+    without_root = (
+        value
+        for key, value in settings.items()
+        if key.split(".")[-1] == "task" and settings.get(f"{key.removesuffix('task')}root") in NONE
+    )
+    names = {getattr(_named(str(value)), "name", "") for value in without_root}
+    names |= {needed for name in names for needed in NEEDED.get(name, ())}
+    archives = [ARCHIVES / f"{name}.zip" for name in sorted(names)]
+    backbone = [value for key, value in settings.items() if key.startswith("model.backbone.")]
+    weights = [file for file in EMBEDDED.iterdir() if EMBEDDED.name in backbone and file.name not in ABOUT]
+    return [file for file in archives + sorted(weights) if file.is_file()]
+
+
+def _named(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name, None) if module else None
+
+
 @cache
-def contents() -> tuple[str, bytes]:
-    """Digests of the package's source, and of the data and weights that come with it."""
-    there = (file for file in Path(__file__).parents[1].rglob("*") if file.is_file() and file.suffix != ".pyc")
-    # What configs/ says is in the settings; it is within the package where that is installed, and not in a checkout.
-    files = sorted(file for file in there if CONFIGS not in file.parents and KEPT not in file.parents)
-    source, rest = ([file for file in files if (file.suffix == ".py") == wanted] for wanted in (True, False))
-    return digest(file.read_bytes() for file in source), digest(file.read_bytes() for file in rest).encode()
+def code_digest() -> str:
+    """A digest of the package's source; what configs/ says is in the settings."""
+    files = (file for file in Path(__file__).parents[1].rglob("*.py") if CONFIGS not in file.parents)
+    return digest(file.read_bytes() for file in sorted(files))

@@ -22,6 +22,8 @@ from mllm_lit.studies.study import (
 
 Facts = Callable[[Sequence[str]], Mapping[str, Any]]
 """What the result of a run with these words depends on; see :func:`mllm_lit.studies.identity.facts`."""
+NONE = (None, "None")
+"""Values of settings that are off."""
 Summaries = Callable[["Cell"], Mapping[str, Any] | None]
 """The ``summary.json`` of a finished cell, else ``None``."""
 
@@ -247,6 +249,6 @@ def key_of(identity: Mapping[str, Any]) -> str:
     """The first 16 digits of a SHA-256 of settings, data and parent; settings that are off (``null``) have no part in
     it, so that an option which is new and off leaves every cell what it was.
     """
-    settings = {name: value for name, value in identity["settings"].items() if value not in (None, "None")}
+    settings = {name: value for name, value in identity["settings"].items() if value not in NONE}
     parts = (json.dumps(settings, sort_keys=True), identity["data"], identity.get("parent") or "")
     return digest(part.encode() for part in parts)[:16]
