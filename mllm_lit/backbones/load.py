@@ -262,12 +262,17 @@ def _limit(config: Any, processor: Any) -> int:
 
 
 def resolve_source(path: str, revision: str | None = None) -> str:
-    """What transformers is to load: the embedded folder, a local one, or a hub id.
+    """What transformers is to load: the embedded folder, SmolLM2's in the cache, a local one, or a hub id.
 
     Raises:
-        BackboneError: The path cannot be a hub id and there is no such folder, or a folder was given a revision.
+        BackboneError: The path cannot be a hub id and there is no such folder, or a folder was given a revision; or it
+            is ``smollm2`` and its package is not installed.
     """
     local = EMBEDDED if path == "embedded" else Path(path).expanduser()
+    if path == "smollm2" and not local.is_dir():
+        from mllm_lit.backbones.smollm2 import smollm2_folder
+
+        local = smollm2_folder()
     if local.is_dir():
         if revision is not None:
             raise BackboneError(

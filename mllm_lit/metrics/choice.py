@@ -73,14 +73,20 @@ def parse_choice_relaxed(text: str, choices: Sequence[str]) -> int:
 
 
 class ChoiceAccuracy(MeanScore):
-    """Share of the rows whose answer names the right option; the row's own answer is the right letter."""
+    """Share of the rows whose answer names the right option; the row's own answer is its letter, or begins with it."""
 
     headline = "accuracy"
 
     def row_score(self, prediction: str, sample: Sample) -> float:
         """1 for the right option, else 0."""
-        return float(parse_choice(prediction, len(sample.choices)) == LETTERS.index(sample.answer))
+        return float(parse_choice(prediction, len(sample.choices)) == _right(sample))
 
     def relaxed_score(self, prediction: str, sample: Sample) -> float:
         """1 for the right option by letter or text, else 0."""
-        return float(parse_choice_relaxed(prediction, sample.choices) == LETTERS.index(sample.answer))
+        return float(parse_choice_relaxed(prediction, sample.choices) == _right(sample))
+
+
+def _right(sample: Sample) -> int:
+    right = parse_choice(sample.answer, len(sample.choices))
+    assert right >= 0, f"{sample.origin or sample.id}: the answer {sample.answer!r} names no option"
+    return right

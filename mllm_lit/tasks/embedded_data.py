@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from mllm_lit.cache import cache_folder
 from mllm_lit.tasks.base import DatasetError
 
 ARCHIVES = Path(__file__).parent / "embedded"
@@ -16,22 +17,6 @@ CHECKSUMS = "SHA256SUMS"
 NEEDED = {"conversations": ("vqav2",), "pope": ("coco_captions",)}
 """Sets whose pictures are another set's, found beside them."""
 REMEDY = "Install mllm_lit again, or restore the file from its repository."
-
-
-def cache_folder() -> Path:
-    """``$MLLM_LIT_CACHE``, else ``$XDG_CACHE_HOME/mllm_lit``, else ``~/.cache/mllm_lit``.
-
-    Raises:
-        DatasetError: There is no home folder to look in.
-    """
-    try:
-        if folder := os.environ.get("MLLM_LIT_CACHE"):
-            return Path(folder).expanduser().absolute()
-        if folder := os.environ.get("XDG_CACHE_HOME"):
-            return Path(folder).expanduser().absolute() / "mllm_lit"
-        return Path.home() / ".cache" / "mllm_lit"
-    except RuntimeError as error:
-        raise DatasetError(f"No cache folder for embedded data: {error} Set MLLM_LIT_CACHE to a folder.") from error
 
 
 def unpacked(name: str, archives: Path = ARCHIVES) -> Path:

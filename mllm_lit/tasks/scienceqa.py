@@ -1,5 +1,6 @@
 """ScienceQA: multiple-choice school questions, about half of them with an image."""
 
+import random
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from msgspec import Meta
 
 from mllm_lit.data.sample import Sample
+from mllm_lit.errors import SettingError
 from mllm_lit.tasks.base import Task
 from mllm_lit.tasks.files import Index, Row, Text, collect, option, read_json, read_mapping
 
@@ -41,6 +43,11 @@ class ScienceQA(Task):
         image_only: Keep only the questions with an image (the study's evaluation subset).
         context: Put the question's hint, where it has one, on a line of its own ahead of the question.
             The study's prompt has no hint.
+        order: ``shuffled`` puts each question's choices in an order of its own, drawn from its id and so the same in
+            every run; ``None`` leaves the release's. The embedded release lists them by the alphabet, so that there a
+            letter can be learned without looking at what stands behind it.
+        answer: What is trained on and scored: ``letter`` (``B``), ``letter_text`` (``B. a magnet``, scored by its
+            letter) or ``text`` (``a magnet``); ``None`` is ``letter``.
     """
 
     name = "scienceqa"
@@ -52,10 +59,22 @@ class ScienceQA(Task):
     ROOT/pid_splits.json
     ROOT/images/{train,val,test}/{pid}/image.png"""
 
-    def __init__(self, prompt: str | None = None, image_only: bool = False, context: bool = False) -> None:
+    def __init__(
+        self,
+        prompt: str | None = None,
+        image_only: bool = False,
+        context: bool = False,
+        order: Literal["shuffled"] | None = None,
+        answer: Literal["letter", "letter_text", "text"] | None = None,
+    ) -> None:
         super().__init__(prompt)
+        if order not in (None, "shuffled"):
+            raise SettingError(f"scienceqa: order is {order!r}, expected shuffled, or null for the release's")
+        if answer not in (None, "letter", "letter_text", "text"):
+            raise SettingError(f"scienceqa: answer is {answer!r}, expected letter, letter_text or text")
         self.image_only = image_only
         self.context = context
+        self.order, self.answer = order, answer
 
     def rows(self, root: Path, split: str) -> list[Sample]:
         path = self.locate(root, "problems.json")
@@ -69,13 +88,17 @@ class ScienceQA(Task):
     def _row(self, path: Path, pid: str, problem: Problem | None) -> Iterable[Sample]:
         if problem is None:
             raise ValueError("listed in pid_splits.json, but not a problem of this file")
-        choices = problem.choices
+        choices, right = problem.choices, option(problem.answer, problem.choices)
         if len(choices) > len(LETTERS):
             raise ValueError(f"{len(choices)} choices, but only {len(LETTERS)} letters to name them")
         image = problem.image
         if image is None and self.image_only:
             return
-        letter = LETTERS[option(problem.answer, choices)]
+        if self.order is not None:
+            places = random.Random(pid).sample(range(len(choices)), len(choices))
+            choices, right = [choices[place] for place in places], places.index(right)
+        letter = LETTERS[right]
+        answers = {"letter_text": f"{letter}. {choices[right]}", "text": choices[right]}
         hint = problem.hint or ""
         question = self.ask(
             question=problem.question.strip(),
@@ -87,9 +110,9 @@ class ScienceQA(Task):
         yield Sample.single_turn(
             id=pid,
             question=f"{hint}\n{question}" if self.context and hint else question,
-            answer=letter,
+            answer=answers.get(self.answer or "", letter),
             images=() if image is None else (path.parent / "images" / problem.split / pid / image,),
-            references=(letter,),
+            references=(choices[right] if self.answer == "text" else letter,),
             choices=tuple(choices),
             meta={
                 "subject": SUBJECTS.get(problem.subject, problem.subject),
@@ -101,9 +124,10 @@ class ScienceQA(Task):
         )
 
     def metric(self) -> "AnswerMetric":
-        from mllm_lit.metrics.choice import ChoiceAccuracy
+        from mllm_lit.metrics import ChoiceAccuracy, ExactMatch
 
-        return ChoiceAccuracy(breakdown=("subject", "given", "grades"))
+        labels = ("subject", "given", "grades")
+        return ExactMatch("lower", labels) if self.answer == "text" else ChoiceAccuracy(labels)
 
 
 def _grades(grade: str) -> str:

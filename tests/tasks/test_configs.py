@@ -48,7 +48,7 @@ def test_every_file_reads_its_release(file: Path, tmp_path: Path) -> None:
     (RELEASES | {"huggingface": table})[data.task.name](root)
     data.setup("fit" if data.task.has_train_split else "test")
     scored = data.sets["test"]
-    assert [one.name for one in scored] == [data.task.name, *data.sources]
+    assert [one.name for one in scored] == [data.target_name, *data.sources]
     assert all(one.samples for one in scored)
     assert bool(data.train_rows) == data.task.has_train_split
     assert read_all(data.readers())[1] == [], "tools/check_data.py finds a fault"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import mllm_lit
+from mllm_lit.cache import CacheError, cache_folder
 from mllm_lit.tasks import EMBEDDED, Conversations, DatasetError, embedded_root
-from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS, cache_folder, unpacked
+from mllm_lit.tasks.embedded_data import ARCHIVES, CHECKSUMS, unpacked
 
 FILES = {"a.json": b"[1]", "b/c.png": b"c" * 5000, "b/d.png": b"d" * 300, "e/f/g.png": b"g" * 700}
 
@@ -263,5 +264,5 @@ def test_which_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("MLLM_LIT_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "mine"
     monkeypatch.setenv("MLLM_LIT_CACHE", "~nobody-of-that-name/mine")
-    with pytest.raises(DatasetError, match="Set MLLM_LIT_CACHE to a folder"):
+    with pytest.raises(CacheError, match="Set MLLM_LIT_CACHE to a folder"):
         cache_folder()

@@ -10,6 +10,7 @@ import pytest
 
 from mllm_lit.data.images import load_image
 from mllm_lit.data.preflight import row_faults
+from mllm_lit.errors import SettingError
 from mllm_lit.tasks import (
     GQA,
     OCRVQA,
@@ -173,6 +174,54 @@ def test_scienceqa_labels_for_the_official_table(tmp_path: Path) -> None:
     assert (one.meta["subject"], one.meta["given"], one.meta["grades"]) == ("NAT", "IMG", "G1-6")
     assert (two.meta["subject"], two.meta["given"], two.meta["grades"]) == ("LAN", "TXT", "G7-12")
     assert two.images == ()
+
+
+def test_scienceqa_with_choices_in_another_order(tmp_path: Path) -> None:
+    """Each question has its own, the same whenever it is read."""
+    RELEASES["scienceqa"](tmp_path)
+    for sample, shuffled in zip(
+        ScienceQA().rows(tmp_path, "train"), ScienceQA(order="shuffled").rows(tmp_path, "train"), strict=True
+    ):
+        assert sorted(shuffled.choices) == sorted(sample.choices)
+        assert shuffled.choices["ABC".index(shuffled.answer)] == sample.choices["ABC".index(sample.answer)]
+        named = ", ".join(f"{letter}.{choice}" for letter, choice in zip("ABC", shuffled.choices, strict=False))
+        assert shuffled.question.endswith(named)
+    root = embedded_root("scienceqa")
+    orders = [[sample.choices for sample in ScienceQA(order="shuffled").rows(root, "test")] for _ in range(2)]
+    assert orders[0] == orders[1]
+
+
+@pytest.mark.parametrize("order", [None, "shuffled"])
+def test_a_letter_stands_for_one_text_only_where_choices_are_sorted(order: Any) -> None:
+    rows = [row for row in ScienceQA(order=order).rows(embedded_root("scienceqa"), "test") if len(row.choices) == 5]
+    letters: dict[str, list[str]] = {}
+    for row in rows:
+        letters.setdefault(row.choices["ABCDE".index(row.answer)], []).append(row.answer)
+    often = sum(max(map(found.count, found)) for found in letters.values()) / len(rows)
+    assert often == 1 if order is None else often < 0.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "reference", "right", "wrong"),
+    [
+        (None, "B", "B", ["B", "B. cat"], ["A", "A. dog", "dog"]),
+        ("letter_text", "B. dog", "B", ["B", "B. dog"], ["A. dog", "dog"]),
+        ("text", "dog", "dog", ["dog", " Dog"], ["B", "cat", "a dog"]),
+    ],
+)
+def test_scienceqa_answered_by_letter_or_text(
+    answer: Any, expected: str, reference: str, right: list[str], wrong: list[str], tmp_path: Path
+) -> None:
+    RELEASES["scienceqa"](tmp_path)
+    task = ScienceQA(answer=answer)
+    sample = task.rows(tmp_path, "train")[0]
+    assert (sample.answer, sample.references) == (expected, (reference,))
+    metric = task.metric()
+    assert metric.row_scores(right, [sample] * len(right)) == [1.0] * len(right)
+    assert metric.row_scores(wrong, [sample] * len(wrong)) == [0.0] * len(wrong)
+    assert metric.labels(sample) == ("NAT", "IMG", "G1-6")
+    with pytest.raises(SettingError, match="expected letter, letter_text or text"):
+        ScienceQA(answer="words")  # type: ignore[arg-type]
 
 
 def test_a_conversation_is_one_sample_with_all_its_turns(tmp_path: Path) -> None:
