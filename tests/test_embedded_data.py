@@ -14,11 +14,13 @@ from mllm_lit.tasks import (
     EMBEDDED,
     GQA,
     POPE,
+    BigBench,
     COCOCaptions,
     Conversations,
     IconQA,
     ScienceQA,
     Task,
+    TextNLL,
     VQAv2,
     embedded_root,
 )
@@ -32,9 +34,15 @@ SPLITS: list[tuple[str, Task, tuple[str, ...]]] = [
     ("coco_captions", COCOCaptions(), ("train2014", "val2014")),
     ("vqav2", VQAv2(), ("train2014", "val2014")),
     ("pope", POPE(), ("adversarial",)),
+    ("bigbench", BigBench(), ("test",)),
+    ("text_nll", TextNLL(), ("test",)),
     ("conversations", Conversations(), ("train", "val", "test")),
     ("gqa", GQA(), ("train_balanced", "val_balanced", "testdev_balanced")),
 ]
+
+
+WRITTEN = ("bigbench", "text_nll")
+"""Sets without pictures."""
 
 
 def load(root: Path, name: str) -> dict:
@@ -45,6 +53,9 @@ def load(root: Path, name: str) -> dict:
 def test_licences_name_source_and_terms(name: str) -> None:
     text = (embedded_root(name) / "LICENSES.md").read_text(encoding="utf-8")
     assert "| work | package | licence | source |" in text
+    if name in WRITTEN:
+        assert {"bigbench": "Apache-2.0", "text_nll": "PDDL-1.0"}[name] in text
+        return
     assert "MIT" in text
     if name not in ("vqav2", "conversations"):
         for attribution in ("CC-BY-4.0", "Twemoji", "Apache-2.0"):
@@ -84,7 +95,7 @@ def test_the_same_files_are_packed_to_the_same_bytes(tmp_path: Path, monkeypatch
     assert sums[0] == sha256((tmp_path / "first_archives" / sums[1]).read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", [name for name in EMBEDDED if name not in ("conversations", "pope")])
+@pytest.mark.parametrize("name", [name for name in EMBEDDED if name not in ("conversations", "pope", *WRITTEN)])
 def test_every_picture_decodes(name: str) -> None:
     pictures = [path for path in embedded_root(name).rglob("*") if path.suffix in (".png", ".jpg")]
     assert len(pictures) > 400

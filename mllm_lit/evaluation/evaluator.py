@@ -19,6 +19,7 @@ from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import in_range
+from mllm_lit.evaluation.likelihood import CandidateCollate, candidates, likely_answers
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
 from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, in_words, seen
@@ -183,7 +184,11 @@ class Evaluator:
         rank, world = ranks()
         shares = shares_pictures(net, self.collate)
         longest = self.max_new_tokens or one.task.max_new_tokens
-        lengths = [length + longest for length in self.measure(one)]
+        lengths = self.measure(one)
+        if one.task.generates:
+            lengths = [length + longest for length in lengths]
+        else:
+            lengths = [length * len(candidates(row)) for length, row in zip(lengths, one.samples, strict=True)]
         every = range(len(one.samples))
         # All samples are dealt out, whatever is done already, so that all ranks and a later start deal alike.
         batches = batches_of(one.samples, lengths, every, self.tokens, -(-len(every) // world))
@@ -197,11 +202,14 @@ class Evaluator:
                 own = batches_of(one.samples, lengths, [i for batch in own for i in batch], self._budget, len(every))
             repeated = own + (steps - len(own)) * spare if in_step else own
             left: list[list[int]] = []
-            for number, batch in enumerate(self._loader(one.samples, repeated, shares)):
+            for number, batch in enumerate(self._loader(one, repeated, shares)):
                 places = repeated[number]
                 try:
                     with context():
-                        said = self._ask(net, batch.to(device), longest, in_step)
+                        if one.task.generates:
+                            said = self._ask(net, batch.to(device), longest, in_step)
+                        else:
+                            said = likely_answers(net, batch.to(device), [one.samples[i] for i in places])
                 except torch.cuda.OutOfMemoryError:
                     if in_step or len(places) == 1:
                         raise
@@ -220,11 +228,13 @@ class Evaluator:
         self._budget = min(self._budget, self.tokens) // 2
         sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self._budget:,}.\n")
 
-    def _loader(self, samples: Sequence[Sample], batches: list[list[int]], shares: bool) -> DataLoader[Any]:
-        whole = Collate(self.collate.processor, self.collate.max_length, with_prompt=True)
+    def _loader(self, one: EvaluationSet, batches: list[list[int]], shares: bool) -> DataLoader[Any]:
+        whole = Collate(self.collate.processor, self.collate.max_length, with_prompt=one.task.generates)
         collate: Any = SharedCollate(whole) if shares else whole
+        if not one.task.generates:
+            collate = CandidateCollate(whole)
         return DataLoader(
-            samples,  # type: ignore[arg-type]
+            one.samples,  # type: ignore[arg-type]
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=min(self.workers, len(batches)),
@@ -300,7 +310,8 @@ def scores_of(one: EvaluationSet, samples: Sequence[Sample], records: Sequence[R
     metric.update([record["prediction"] for record in records], samples)
     scores = {name: float(value) for name, value in metric.compute().items()}
     tokens = sum(record["answer_tokens"] for record in records)
-    return scores | {"nll": sum(record["nll"] * record["answer_tokens"] for record in records) / tokens}
+    nll = sum(record["nll"] * record["answer_tokens"] for record in records) / tokens
+    return scores | metric.of_nll(nll) | {"nll": nll}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from mllm_lit.metrics.base import AnswerMetric, MeanScore
 from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
-from mllm_lit.metrics.choice import ChoiceAccuracy, parse_choice, parse_choice_relaxed
+from mllm_lit.metrics.choice import ChoiceAccuracy, ChosenAnswer, parse_choice, parse_choice_relaxed
 from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
 from mllm_lit.metrics.hallucination import (
     POPEScores,
@@ -11,6 +11,7 @@ from mllm_lit.metrics.hallucination import (
     parse_yes_no,
     pope_scores,
 )
+from mllm_lit.metrics.likelihood import TextLikelihood
 from mllm_lit.metrics.lmms_eval import LmmsEvalScores
 from mllm_lit.metrics.m4c import M4CAccuracy, m4c_accuracy, normalize_m4c
 from mllm_lit.metrics.relaxed import contains
@@ -22,11 +23,13 @@ __all__ = [
     "AnswerMetric",
     "CaptionScores",
     "ChoiceAccuracy",
+    "ChosenAnswer",
     "ExactMatch",
     "LmmsEvalScores",
     "M4CAccuracy",
     "MeanScore",
     "POPEScores",
+    "TextLikelihood",
     "VQAAccuracy",
     "bwt",
     "caption_scores",

@@ -62,6 +62,10 @@ class AnswerMetric(Metric):
     def row_scores(self, predictions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
         """Each row's own score in [0, 1], or ``None`` where the score is only defined over a split (CIDEr)."""
 
+    def of_nll(self, nll: float) -> dict[str, float]:
+        """Scores that follow from the mean NLL of all answers' tokens."""
+        return {}
+
     def labels(self, sample: Sample) -> tuple[str, ...]:
         """What results are broken down by, such as the type of the question."""
         return ()

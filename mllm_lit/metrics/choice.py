@@ -90,3 +90,13 @@ def _right(sample: Sample) -> int:
     right = parse_choice(sample.answer, len(sample.choices))
     assert right >= 0, f"{sample.origin or sample.id}: the answer {sample.answer!r} names no option"
     return right
+
+
+class ChosenAnswer(MeanScore):
+    """Share of the rows whose answer, a choice, is among the references: BIG-bench's multiple choice grade."""
+
+    headline = "accuracy"
+
+    def row_score(self, prediction: str, sample: Sample) -> float:
+        """1 for a right option, else 0."""
+        return float(prediction in sample.references)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mllm_lit.tasks.base import DatasetError, Fault, Task
+from mllm_lit.tasks.bigbench import BigBench
 from mllm_lit.tasks.coco import COCOCaptions
 from mllm_lit.tasks.conversations import Conversations
 from mllm_lit.tasks.embedded_data import unpacked
@@ -14,11 +15,12 @@ from mllm_lit.tasks.lmms_eval import LmmsEval
 from mllm_lit.tasks.ocrvqa import OCRVQA
 from mllm_lit.tasks.pope import POPE
 from mllm_lit.tasks.scienceqa import ScienceQA
+from mllm_lit.tasks.text_nll import TextNLL
 from mllm_lit.tasks.textvqa import TextVQA
 from mllm_lit.tasks.vizwiz import VizWiz
 from mllm_lit.tasks.vqa import OKVQA, VQAv2
 
-EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations", "pope")
+EMBEDDED = ("scienceqa", "iconqa", "coco_captions", "vqav2", "gqa", "conversations", "pope", "bigbench", "text_nll")
 """The tasks that ship a small set in their release's format inside this package."""
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "OCRVQA",
     "OKVQA",
     "POPE",
+    "BigBench",
     "COCOCaptions",
     "Conversations",
     "DatasetError",
@@ -37,6 +40,7 @@ __all__ = [
     "LmmsEval",
     "ScienceQA",
     "Task",
+    "TextNLL",
     "TextVQA",
     "VQAv2",
     "VizWiz",

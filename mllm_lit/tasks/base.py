@@ -42,6 +42,9 @@ class Task(ABC):
     takes_files: ClassVar[bool] = False
     """Whether a root may be a file, or a data set of the Hugging Face hub."""
     max_new_tokens: int = 16
+    generates: ClassVar[bool] = True
+    """Whether answers are generated. If not, a row's answer is the most likely one of its choices, and where it has
+    none the NLL of its own answer alone is measured."""
 
     def __init__(self, prompt: str | None = None) -> None:
         self.prompt = prompt if prompt is not None else self.default_prompt

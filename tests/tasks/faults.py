@@ -18,6 +18,7 @@ from mllm_lit.tasks import (
     OCRVQA,
     OKVQA,
     POPE,
+    BigBench,
     COCOCaptions,
     Conversations,
     Flickr30k,
@@ -35,7 +36,7 @@ READERS: list[tuple[Task, str]] = [
     (ScienceQA(), "train"), (ScienceQA(image_only=True, context=True), "train"), (IconQA(), "test"),
     (IconQA("fill_in_blank"), "test"), (VQAv2(), "val2014"), (OKVQA(), "val2014"), (VizWiz(), "val"),
     (TextVQA(), "val"), (TextVQA(ocr=True), "val"), (OCRVQA(), "test"), (GQA(), "testdev_balanced"),
-    (GQA(), "train_all"), (POPE(), "adversarial"), (COCOCaptions(), "train2014"),
+    (GQA(), "train_all"), (POPE(), "adversarial"), (BigBench(["odd"]), "test"), (COCOCaptions(), "train2014"),
     (COCOCaptions(splits="karpathy"), "test"), (Flickr30k(), "test"), (Conversations(), "train"),
     (HuggingFace(choices="choices", id="id"), "train"),
 ]  # fmt: skip

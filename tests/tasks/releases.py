@@ -170,6 +170,21 @@ def pope(root: Path) -> None:
     picture(root / "val2014/COCO_val2014_000000310196.jpg")
 
 
+def bigbench(root: Path) -> None:
+    common = {"name": "odd", "description": "d", "keywords": [], "canary": "c", "metrics": ["multiple_choice_grade"]}
+    examples = [
+        {"input": "Pick the odd word out: red, cat", "target_scores": {"red": 0, "cat": 1}, "comment": "c"},
+        {"input": "Which is it? ", "target_scores": {"a": 1, "b": 0.5, "c": 1}},
+    ]
+    write(root / "odd/task.json", {**common, "task_prefix": "Think. ", "examples": examples})
+
+
+def text_nll(root: Path) -> None:
+    (root / "test").mkdir(parents=True, exist_ok=True)
+    words = [f"word{i}{'.' if i % 7 == 0 else ''}" for i in range(230)]
+    (root / "test/one.txt").write_text(" ".join(words[:96]) + "\n\n" + "  ".join(words[96:]) + "\n", encoding="utf-8")
+
+
 def conversations(root: Path) -> None:
     turns = ["<image>\nWhat is it?", "A square.", "What color?", "Red."]
     roles = ["human", "gpt"] * 2
@@ -196,5 +211,7 @@ RELEASES: dict[str, Callable[[Path], None]] = {
     "flickr30k": flickr30k,
     "coco_captions": coco_captions,
     "pope": pope,
+    "bigbench": bigbench,
+    "text_nll": text_nll,
     "conversations": conversations,
 }

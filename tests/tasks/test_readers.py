@@ -16,6 +16,7 @@ from mllm_lit.tasks import (
     OCRVQA,
     OKVQA,
     POPE,
+    BigBench,
     COCOCaptions,
     Conversations,
     DatasetError,
@@ -23,6 +24,7 @@ from mllm_lit.tasks import (
     IconQA,
     ScienceQA,
     Task,
+    TextNLL,
     TextVQA,
     VizWiz,
     VQAv2,
@@ -109,6 +111,9 @@ CASES = [
     Case(
         POPE(), "adversarial", ["1", "2"], f"Is there a snowboard in the image? {SHORT}", "yes",
         "val2014/COCO_val2014_000000310196.jpg", ["yes"],
+    ),
+    Case(
+        BigBench(["odd"]), "test", ["odd/0", "odd/1"], "Think. Pick the odd word out: red, cat", "cat", None, ["cat"],
     ),
     Case(Conversations(), "train", ["a", "c", "b"], "What is it?", "A square.", "pics/a.png", ["A square."]),
 ]  # fmt: skip
@@ -222,6 +227,36 @@ def test_scienceqa_answered_by_letter_or_text(
     assert metric.labels(sample) == ("NAT", "IMG", "G1-6")
     with pytest.raises(SettingError, match="expected letter, letter_text or text"):
         ScienceQA(answer="words")  # type: ignore[arg-type]
+
+
+def test_bigbench_takes_the_best_choices_and_names_what_has_none(tmp_path: Path) -> None:
+    RELEASES["bigbench"](tmp_path)
+    sample = BigBench(["odd"], prompt="{question} ({choices})").rows(tmp_path, "test")[1]
+    assert (sample.question, sample.references) == ("Which is it? (a, b, c)", ("a", "c"))
+    (tmp_path / "odd/task.json").rename(tmp_path / "odd.json")
+    assert len(BigBench().rows(tmp_path, "test")) == 2, "all files of a folder"
+    content = json.loads((tmp_path / "odd.json").read_text())
+    content["examples"][1]["target_scores"] = {"a": 0, "b": 0}
+    write(tmp_path / "odd.json", content)
+    with pytest.raises(DatasetError, match=r"odd.json.*1.*gives all 2 choices 0; at least one has to be worse"):
+        BigBench().rows(tmp_path, "test")
+
+
+def test_a_text_is_cut_into_passages_and_nothing_is_lost(tmp_path: Path) -> None:
+    RELEASES["text_nll"](tmp_path)
+    text = (tmp_path / "test/one.txt").read_text()
+    first, last = TextNLL(prompt="{text}").rows(tmp_path, "test")
+    assert [len(half.split()) for half in (first.question, first.answer)] == [48, 48]
+    assert [len(half.split()) for half in (last.question, last.answer)] == [48, 86], "the rest is of the last passage"
+    assert " ".join([first.question, first.answer, last.question, last.answer]).split() == text.split()
+    assert first.answer in text
+    assert last.answer in text, "blanks are as they were"
+    with pytest.raises(DatasetError, match="230 words, fewer than a passage of 500"):
+        TextNLL(words=500).rows(tmp_path, "test")
+    with pytest.raises(DatasetError, match=r"no split 'train'.*there are: test"):
+        TextNLL().rows(tmp_path, "train")
+    with pytest.raises(DatasetError, match="any text of your own"):
+        TextNLL().rows(tmp_path / "nowhere", "test")
 
 
 def test_a_conversation_is_one_sample_with_all_its_turns(tmp_path: Path) -> None:

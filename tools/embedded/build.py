@@ -13,6 +13,7 @@ from embedded.conversations import write_conversations
 from embedded.evaluate import score_suite
 from embedded.formats import Packs
 from embedded.iconqa import write_iconqa
+from embedded.language import write_bigbench, write_text
 from embedded.licences import write_licences
 from embedded.objects import write_objects, write_pope
 from embedded.packages import fetch
@@ -63,7 +64,7 @@ def build(work: Path, package: Path, parts: Sequence[str], seed: int) -> None:
 
 
 def write_data(data: Path, work: Path, renderings: Renderings, seed: int) -> None:
-    """The seven sets."""
+    """All sets."""
     write_coco(data / "coco_captions", renderings, seed)
     write_objects(data / "coco_captions")
     write_pope(data / "pope", data / "coco_captions", seed)
@@ -72,6 +73,8 @@ def write_data(data: Path, work: Path, renderings: Renderings, seed: int) -> Non
     write_gqa(data / "gqa", renderings, seed)
     write_scienceqa(data / "scienceqa", work, renderings, seed)
     write_iconqa(data / "iconqa", renderings, seed)
+    write_bigbench(data / "bigbench", work)
+    write_text(data / "text_nll", work)
 
 
 def write_checkpoint(checkpoint: Path, data: Path, work: Path, renderings: Renderings, seed: int) -> None:

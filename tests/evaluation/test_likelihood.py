@@ -1,0 +1,85 @@
+"""Sets without generated answers: the most likely choice, and how likely a text is."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mllm_lit.backbones import Backbone, LoadedBackbone
+from mllm_lit.data.collate import Collate
+from mllm_lit.data.sample import Sample
+from mllm_lit.evaluation import EvaluationSet, Evaluator
+from mllm_lit.tasks import BigBench, TextNLL
+from tests.tasks.releases import RELEASES
+from tests.toy import Toy
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_folder: Path) -> LoadedBackbone:
+    return Backbone(str(tiny_folder), dtype="float32").load()
+
+
+def sets(folder: Path) -> list[EvaluationSet]:
+    made = []
+    for task in (BigBench(["odd"]), TextNLL(words=12)):
+        RELEASES[task.name](folder / task.name)
+        made.append(EvaluationSet(task.name, task, task.rows(folder / task.name, "test")))
+    return made
+
+
+def nll_of(loaded: LoadedBackbone, sample: Sample, answer: str) -> tuple[float, int]:
+    """By the processor's own template and the model's logits, row by row."""
+    asked = [{"role": "user", "content": [{"type": "text", "text": sample.question}]}]
+    said = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    processor: Any = loaded.processor
+    start = processor.apply_chat_template(asked, add_generation_prompt=True)
+    whole = processor.apply_chat_template(said).rstrip("\n ")
+    assert whole.startswith(start)
+    ids = processor.tokenizer(whole, return_tensors="pt", return_offsets_mapping=True, add_special_tokens=False)
+    first = sum(end <= len(start) for _, end in ids["offset_mapping"][0].tolist())
+    with torch.no_grad():
+        logits = loaded.model(input_ids=ids["input_ids"]).logits[0, first - 1 : -1]
+    targets = ids["input_ids"][0, first:]
+    return float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")), len(targets)
+
+
+def test_it_is_what_the_model_says_of_every_candidate_alone(
+    loaded: LoadedBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over some tens of fp32 terms, hence 1e-4."""
+
+    def generated(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("nothing is generated")
+
+    monkeypatch.setattr(type(loaded.model), "generate", generated)
+    questions, text = sets(tmp_path)
+    result = Evaluator([questions, text], Collate(loaded.processor)).run(loaded.model, progress=False)
+    right = 0
+    for sample, record in zip(questions.samples, result.records["bigbench"], strict=True):
+        sums = {choice: nll_of(loaded, sample, choice)[0] for choice in sample.choices}
+        likely = min(sums, key=lambda choice: sums[choice])
+        assert record["prediction"] == likely
+        assert record["score"] == float(likely in sample.references)
+        assert record["nll"] * record["answer_tokens"] == pytest.approx(sums[sample.answer], rel=1e-4)
+        right += likely in sample.references
+    assert result.scores["bigbench"]["accuracy"] == pytest.approx(100 * right / len(questions.samples))
+    found = [nll_of(loaded, sample, sample.answer) for sample in text.samples]
+    mean = sum(nll for nll, _ in found) / sum(count for _, count in found)
+    expected = {"nll": mean, "token_probability": 100 * math.exp(-mean)}
+    assert result.scores["text_nll"] == pytest.approx(expected, rel=1e-4)
+    assert len(text.samples) == 19
+
+
+@pytest.mark.parametrize("tokens", [1, 150])
+def test_batches_and_other_sets_beside_change_nothing(loaded: LoadedBackbone, tmp_path: Path, tokens: int) -> None:
+    made = sets(tmp_path)
+    toy = EvaluationSet("toy", Toy(), Toy().rows(tmp_path, "test"))
+    whole = Evaluator(made, Collate(loaded.processor)).run(loaded.model, progress=False)
+    parts = Evaluator([toy, *made], Collate(loaded.processor), tokens).run(loaded.model, progress=False)
+    for one in made:
+        assert whole.scores[one.name] == pytest.approx(parts.scores[one.name], rel=1e-4)
+        for mine, theirs in zip(whole.records[one.name], parts.records[one.name], strict=True):
+            assert mine["prediction"] == theirs["prediction"]
+            assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-4)
