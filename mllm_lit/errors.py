@@ -44,6 +44,10 @@ class UsageError(SettingError):
     status = 2
 
 
+class BackboneError(UserError):
+    """A backbone could not be loaded; the message names the path tried and the remedy."""
+
+
 class AdapterError(UserError, ValueError):
     """An adapter cannot do what was asked of it; the message says why and what to change."""
 

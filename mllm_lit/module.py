@@ -19,12 +19,12 @@ from mllm_lit.answers import answer_nll
 from mllm_lit.backbones.callback import BackboneCallback
 from mllm_lit.backbones.compiled import check_compiler, compile_blocks
 from mllm_lit.backbones.layout import Role
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone, context, frozen_dtype
+from mllm_lit.backbones.load import Backbone, LoadedBackbone, context, frozen_dtype
 from mllm_lit.backbones.pictures import VisionCache
 from mllm_lit.data.collate import Batch, Collate
 from mllm_lit.data.packed import PackedCollate
 from mllm_lit.data.sample import Sample
-from mllm_lit.errors import SettingError, UserError, in_range
+from mllm_lit.errors import BackboneError, SettingError, UserError, in_range
 from mllm_lit.evaluation.evaluator import Evaluator
 from mllm_lit.evaluation.sets import Result
 from mllm_lit.importance.base import Rule

@@ -11,8 +11,8 @@ from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.copies import snapshot
 from mllm_lit.adapters.files import check_backbone
 from mllm_lit.adapters.merge import identity_with, merge_into
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
-from mllm_lit.errors import AdapterError, SettingError
+from mllm_lit.backbones.load import Backbone, LoadedBackbone
+from mllm_lit.errors import AdapterError, BackboneError, SettingError
 from mllm_lit.seed import seeded
 
 if TYPE_CHECKING:

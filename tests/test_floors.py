@@ -21,6 +21,7 @@ FLOORS = (
         "part_help",
         "begin",
         "progress",
+        "cache",
     )
     + ("run_directory", "loggers"),
     ("backbones",),

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.layout import Layout, LayoutError, Role, find_layout
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
+from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.backbones.original import OriginalBackbone
 from mllm_lit.backbones.parts import ComposedBackbone
+from mllm_lit.errors import BackboneError
 
 if TYPE_CHECKING:
     from mllm_lit.backbones.pictures import VisionCache

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mllm_lit.backbones.layout import Layout
-from mllm_lit.backbones.load import BackboneError
+from mllm_lit.errors import BackboneError
 
 if TYPE_CHECKING:
     from torch import nn

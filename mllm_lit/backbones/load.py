@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mllm_lit.backbones.aspect import Aspect, with_aspect
 from mllm_lit.backbones.identity import identity_of
 from mllm_lit.backbones.layout import Layout, find_layout
-from mllm_lit.errors import UserError, in_range
+from mllm_lit.errors import BackboneError, in_range
 
 if TYPE_CHECKING:
     import torch
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "embedded"
 Checkpointing = Literal["llm", "vision", "both"]
-
-
-class BackboneError(UserError):
-    """A backbone could not be loaded; the message names the path tried and the remedy."""
 
 
 @dataclass

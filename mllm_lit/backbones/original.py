@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.backbones.aspect import Aspect, with_aspect
-from mllm_lit.backbones.load import Backbone, BackboneError, read_model, resolve_dtype, resolve_source
+from mllm_lit.backbones.load import Backbone, read_model, resolve_dtype, resolve_source
 from mllm_lit.backbones.parts import (
     IMAGE_TOKEN,
     Part,
@@ -20,6 +20,7 @@ from mllm_lit.backbones.parts import (
     read_vision,
     select_strategy,
 )
+from mllm_lit.errors import BackboneError
 
 if TYPE_CHECKING:
     from torch import Tensor

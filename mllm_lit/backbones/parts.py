@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from mllm_lit.backbones.aspect import side_of
 from mllm_lit.backbones.family import CLASS_TOKEN
 from mllm_lit.backbones.layout import find_layout
-from mllm_lit.backbones.load import Backbone, BackboneError, not_found, read_model, resolve_dtype, resolve_source
+from mllm_lit.backbones.load import Backbone, not_found, read_model, resolve_dtype, resolve_source
+from mllm_lit.errors import BackboneError
 from mllm_lit.seed import Stream, stream_seed
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from mllm_lit.backbones.load import BackboneError
 from mllm_lit.cache import cache_folder
+from mllm_lit.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

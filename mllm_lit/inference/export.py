@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.adapters.merge import merged
-from mllm_lit.backbones.load import BackboneError
 from mllm_lit.data.prompt import chat_format
 from mllm_lit.data.sample import Turn
-from mllm_lit.errors import AdapterError, writing
+from mllm_lit.errors import AdapterError, BackboneError, writing
 from mllm_lit.inference.ask import prompt_inputs
 from mllm_lit.inference.run import Tuned
 

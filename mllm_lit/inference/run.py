@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllm_lit.backbones.load import Backbone, BackboneError, LoadedBackbone
-from mllm_lit.errors import SettingError
+from mllm_lit.backbones.load import Backbone, LoadedBackbone
+from mllm_lit.errors import BackboneError, SettingError
 from mllm_lit.names import find, refuse_unknown
 from mllm_lit.start import find_start, run_config
 

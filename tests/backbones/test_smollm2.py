@@ -212,7 +212,8 @@ def test_what_is_missing_is_named_with_the_command(
 def test_the_real_one_knows_the_capital_of_france() -> None:
     with seeded(1):
         loaded = ComposedBackbone("embedded", "smollm2", feature_layer=-1, template="own", dtype="float32").load()
-    batch = Collate(loaded.processor, with_prompt=True)([Sample.single_turn("1", "What is the capital of France?", "Paris")])
+    question = Sample.single_turn("1", "What is the capital of France?", "Paris")
+    batch = Collate(loaded.processor, with_prompt=True)([question])
     assert batch.prompt is not None
     model: Any = loaded.model
     said = model.generate(**batch.prompt, max_new_tokens=12, do_sample=False)
