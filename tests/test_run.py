@@ -218,6 +218,12 @@ def test_the_bars_say_what_they_are_and_end_above_the_table(
     assert "left" not in told.rpartition("training: 3/3 steps")[2]
 
 
+def test_a_run_that_logs_nothing(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning takes 0 for never."""
+    run(monkeypatch, "--config", str(config), "--trainer.max_steps", "1", "--trainer.log_every_n_steps", "0")
+    assert (tmp_path / "logs" / "toy_run" / "version_0" / "summary.json").is_file()
+
+
 def test_another_bar_takes_the_place_of_ours(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning takes one."""
     words = ["--trainer.callbacks", "lightning.pytorch.callbacks.TQDMProgressBar", "--trainer.max_steps", "1"]

@@ -55,8 +55,8 @@ class SummaryCallback(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Log the throughput since training began, evaluation left out."""
-        step = trainer.global_step
-        if self._since is None or step % trainer.log_every_n_steps or step == self._logged:  # type: ignore[attr-defined]
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._since is None or not every or step % every or step == self._logged:
             return
         assert isinstance(pl_module, MLLMModule)
         self._logged = step

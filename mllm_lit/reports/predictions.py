@@ -38,7 +38,8 @@ def read_records(file: Path) -> "dict[str, Record]":
     if not file.is_file():
         raise ReportError(f"{file} is missing: the answers of this evaluation are not here.")
     found = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    text = file.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):  # an answer may have other ends of lines
         try:
             record = json.loads(line)
             found[record["id"]] = record

@@ -133,7 +133,8 @@ def read_mapping(path: Path, row: type[T]) -> dict[str, T]:
 
 def read_json_lines(path: Path, row: type[T]) -> list[tuple[str, T]]:
     """Line number (from 1) and row of every line that is not blank; see :func:`read_list`."""
-    lines = [(str(i), line) for i, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+    # A JSON text may hold other ends of lines, such as U+2028, as they are.
+    lines = [(str(i), line) for i, line in enumerate(read_text(path).split("\n"), start=1) if line.strip()]
     parsed: list[tuple[str, Any]] = []
     faults: list[Fault] = []
     for number, line in lines:

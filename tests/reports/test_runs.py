@@ -1,6 +1,7 @@
 """Reports of runs: what turned right and wrong, pictures, and what is said of runs that cannot be reported."""
 
 import csv
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from mllm_lit.callbacks import ForgettingCallback, SummaryCallback
 from mllm_lit.data.sample import Sample
 from mllm_lit.reports import ReportError, write_runs
-from mllm_lit.reports.predictions import by_type, pairs_of, samples_of
+from mllm_lit.reports.predictions import by_type, pairs_of, read_records, samples_of
 from mllm_lit.reports.runs import write_run as write_own
 from tests.conftest import REPOSITORY
 from tests.reports.page import Page
@@ -106,6 +107,16 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     settings = rows_of(out / "settings.csv")
     assert settings == [{"setting": "model.adapter.lr", "a": "60.0", "b": "70.0"}]
     assert Page((out / "report.html").read_text(encoding="utf-8")).fetched == []
+
+
+def test_an_answer_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a")
+    file = run / "predictions" / "after" / "toy.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[1]["prediction"] = "one\u2028two\x85three"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [row["prediction"] for row in read_records(file).values()] == [row["prediction"] for row in rows]
+    assert write_runs([run], tmp_path / "out").is_file()
 
 
 def test_pictures_that_are_not_there_are_said_to_be(tmp_path: Path) -> None:

@@ -413,6 +413,17 @@ def test_broken_json_is_named_with_its_place(tmp_path: Path) -> None:
         POPE().rows(tmp_path, "adversarial")
 
 
+def test_ends_of_lines_within_a_text_are_no_ends_of_rows(tmp_path: Path) -> None:
+    """JSON takes U+2028 and U+0085 as they are, and Python's str.splitlines splits at them."""
+    RELEASES["pope"](tmp_path)
+    path = tmp_path / "coco_pope_adversarial.json"
+    text = path.read_text().replace("Is there a snowboard", "Is\u2028there\u0085a snowboard")
+    path.write_text(text, encoding="utf-8")
+    first, second = POPE(prompt="{question}").rows(tmp_path, "adversarial")
+    assert first.question == "Is\u2028there\u0085a snowboard in the image?"
+    assert second.origin.endswith(":2")
+
+
 def test_key_that_appears_twice_is_named(tmp_path: Path) -> None:
     RELEASES["gqa"](tmp_path)
     path = tmp_path / "questions1.2/testdev_balanced_questions.json"
