@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mllm_lit.answers import Answers, answer_nll
-from mllm_lit.data.collate import Batch, Collate
+from mllm_lit.data.collate import IGNORE, Batch, Collate
 from mllm_lit.data.sample import Sample, Turn
 
 
@@ -17,7 +17,9 @@ def candidates(sample: Sample) -> tuple[str, ...]:
 
 
 class CandidateCollate:
-    """Builds a batch with a row for every candidate of every sample.
+    """Builds a batch with a row for every candidate of every sample, labelled without the end of the turn.
+
+    A text that is cut off, or one of several choices, is not to be judged by whether the model would stop there.
 
     Args:
         collate: The collator of the model's processor.
@@ -28,7 +30,11 @@ class CandidateCollate:
 
     def __call__(self, samples: list[Sample]) -> Batch:
         """See :class:`Collate`."""
-        return self.collate([answered(sample, text) for sample in samples for text in candidates(sample)])
+        batch = self.collate([answered(sample, text) for sample in samples for text in candidates(sample)])
+        form, last = self.collate.format, batch.labels[:, -1]  # rows are padded on the left
+        end = form.tokenizer.convert_tokens_to_ids(form.end_of_turn)
+        batch.labels[:, -1] = last.masked_fill(last == end, IGNORE)
+        return batch
 
 
 def answered(sample: Sample, text: str) -> Sample:
@@ -38,9 +44,9 @@ def answered(sample: Sample, text: str) -> Sample:
 
 @torch.no_grad()
 def likely_answers(net: nn.Module, batch: Batch, samples: Sequence[Sample]) -> Answers:
-    """The candidate whose tokens, the end of the turn among them, have the least NLL in sum; and that of the true one.
+    """The candidate whose tokens have the least NLL in sum, as BIG-bench grades it, and the NLL of the true one.
 
-    As BIG-bench grades multiple choice. Where there is a single candidate the text is empty.
+    Where there is a single candidate the text is empty.
 
     Args:
         net: The model.

@@ -40,8 +40,8 @@ def nll_of(loaded: LoadedBackbone, sample: Sample, answer: str) -> tuple[float, 
     ids = processor.tokenizer(whole, return_tensors="pt", return_offsets_mapping=True, add_special_tokens=False)
     first = sum(end <= len(start) for _, end in ids["offset_mapping"][0].tolist())
     with torch.no_grad():
-        logits = loaded.model(input_ids=ids["input_ids"]).logits[0, first - 1 : -1]
-    targets = ids["input_ids"][0, first:]
+        logits = loaded.model(input_ids=ids["input_ids"]).logits[0, first - 1 : -2]
+    targets = ids["input_ids"][0, first:-1]  # without the end of the turn
     return float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum")), len(targets)
 
 
