@@ -13,11 +13,13 @@ from mllm_lit.tasks import (
     OCRVQA,
     OKVQA,
     POPE,
+    BigBench,
     Conversations,
     Flickr30k,
     IconQA,
     ScienceQA,
     Task,
+    TextNLL,
     TextVQA,
     VizWiz,
     VQAv2,
@@ -81,7 +83,14 @@ ASKED: list[tuple[Task, str, str, str]] = [
     (COCOCaptions(), "val2014", BRIEF[0], "A red square."),
     (Flickr30k(), "test", BRIEF[crc32(b"1") % 11], "A red square."),
     (Conversations(), "train", "What is it?", "A square."),
+    (BigBench(["odd"]), "test", "Think. Pick the odd word out: red, cat", "cat"),
+    (
+        TextNLL(words=8), "test",
+        "Continue this text: word0. word1 word2 word3", "word4 word5 word6 word7.",
+    ),
 ]  # fmt: skip
+SHOWN = "<|vision_start|><image><|vision_end|>", "<image>\n", "<image>"
+"""How a picture stands in a prompt, the longest first."""
 
 
 def test_every_task_is_asked_here() -> None:
@@ -91,6 +100,11 @@ def test_every_task_is_asked_here() -> None:
 
 def _labelled(form: ChatFormat, row: Rendered) -> list[int]:
     return [token for token, marked in zip(*form.tokens(row), strict=True) if marked]
+
+
+def _without_picture(sample: Sample, prompt: str) -> str:
+    """The prompt as it is for a sample that has none."""
+    return prompt if sample.images else prompt.replace(next(mark for mark in SHOWN if mark in prompt), "", 1)
 
 
 def _first(task: Task, split: str, root: Path) -> Sample:
@@ -107,9 +121,10 @@ def test_prompt_and_target_in_a_family_of_models(
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"]})
     tokenizer.chat_template = TEMPLATES[family]
     form = ChatFormat(tokenizer)
-    turn = form.render(_first(task, split, tmp_path))
+    sample = _first(task, split, tmp_path)
+    turn = form.render(sample)
     before, target = (part.format(question=question, answer=answer) for part in AROUND[family])
-    assert turn.prompt == before
+    assert turn.prompt == _without_picture(sample, before)
     assert tokenizer.decode(_labelled(form, turn)) == target
     print(f"{family}, {task.name}\n{turn.prompt}[{target}]")
 
@@ -120,8 +135,9 @@ def test_prompt_and_target_of_the_embedded_model(
 ) -> None:
     processor = AutoProcessor.from_pretrained(EMBEDDED)
     form = ChatFormat(processor)
-    turn = form.render(_first(task, split, tmp_path))
+    sample = _first(task, split, tmp_path)
+    turn = form.render(sample)
     target = processor.tokenizer.decode(_labelled(form, turn))
-    assert turn.prompt == f"USER: <image>\n{question} ASSISTANT:"
+    assert turn.prompt == _without_picture(sample, f"USER: <image>\n{question} ASSISTANT:")
     assert target == f" {answer}</s>"
     print(f"embedded, {task.name}\n{turn.prompt}[{target}]")
