@@ -276,7 +276,7 @@ class MLLMModule(L.LightningModule):
         self._window.append((torch.stack(sums), [sample.id for sample in batch.samples]))
         if self.objective is not None and self.objective.follows_steps:
             nll, tokens, *_ = beside
-            self._sample_nll.append((nll / tokens)[tokens > 0])
+            self._sample_nll.append(nll / tokens)  # NaN of replayed and rehearsed samples
         self.tokens += batch.tokens
         self.positions += batch.labels.numel()
         if self._hidden:
@@ -322,7 +322,7 @@ class MLLMModule(L.LightningModule):
         if self.objective is not None and self.objective.follows_steps:
             found, self._sample_nll = torch.cat(self._sample_nll), []
             found = torch.cat(gather_all_tensors(found)) if self.trainer.world_size > 1 else found
-            if len(found):
+            if len(found := found[found.isfinite()]):
                 self.log_dict(self.objective.stepped(found))
         if beside:
             nll, target_tokens, divergence, apart = beside

@@ -1,4 +1,4 @@
-"""Conversations that make a multimodal LLM out of SmolLM2, as docs/build_your_own.md tells it.
+"""Conversations for configs/smollm2_instruct.yaml, which makes a multimodal LLM out of SmolLM2.
 
     python tools/build_smollm2.py --out logs/smollm2_data
 
@@ -32,6 +32,8 @@ FORMS = (
     (" Answer with letter and text.", "{letter}. {text}"),
 )
 """What is asked behind the choices, and how it is answered."""
+SHORTLY = "{} Answer in one sentence."
+"""How the language model is asked its own questions."""
 VALIDATION = 0.05
 
 
@@ -43,6 +45,9 @@ def main() -> None:
     parser.add_argument("--own", type=int, default=600, help="questions made and answered by the language model")
     parser.add_argument("--seed", type=int, default=2026)
     options = parser.parse_args()
+    if options.out.exists():
+        parser.error(f"--out {options.out} is there already; give a folder that is not")
+    smollm2_folder()  # what it lacks is named before anything is written
     options.out.mkdir(parents=True)
     chance = random.Random(options.seed)
     rows = [row for row in source_rows() if chance.random() < (0.2 if row.id.startswith("caption") else 1.0)]
@@ -141,15 +146,14 @@ def own_answers(count: int, seed: int, size: int = 32) -> list[Sample]:
             written = said(model, tokenizer, [turn] * size, do_sample=True, max_new_tokens=32)
             asked = {text.partition("?")[0].strip() + "?" for text, _ in written if "?" in text.partition("\n")[0]}
             new = sorted(asked - set(found))
-            turns = [[{"role": "user", "content": f"{text} Answer in one sentence."}] for text in new]
+            turns = [[{"role": "user", "content": SHORTLY.format(text)}] for text in new]
             prompts = [tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in turns]
             answers = said(model, tokenizer, prompts, do_sample=False, max_new_tokens=64) if prompts else []
             kept = {text: answer for text, (answer, whole) in zip(new, answers, strict=True) if whole and answer}
             found |= kept
             bar.update(min(len(kept), count - bar.n))
     rows = list(found.items())[:count]
-    form = "{} Answer in one sentence."
-    return [Sample.single_turn(f"own/{i}", form.format(text), answer) for i, (text, answer) in enumerate(rows)]
+    return [Sample.single_turn(f"own/{i}", SHORTLY.format(text), answer) for i, (text, answer) in enumerate(rows)]
 
 
 @torch.inference_mode()

@@ -6,11 +6,10 @@ The package carries a GGUF file of 98 MB (Q4_1, Apache-2.0). It is converted onc
 import hashlib
 import importlib.util
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from lightning.pytorch.utilities import rank_zero_info
 
 from mllm_lit.cache import cache_folder
 from mllm_lit.errors import BackboneError
@@ -51,7 +50,7 @@ def smollm2_folder() -> Path:
     if place.is_dir():
         return place
     file = gguf_file()
-    rank_zero_info(f"SmolLM2: {file.name} is converted, once, to {place}")
+    sys.stderr.write(f"SmolLM2: {file.name} is converted, once, to {place}\n")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=place.parent) as folder:

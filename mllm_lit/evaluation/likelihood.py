@@ -31,9 +31,10 @@ class CandidateCollate:
     def __call__(self, samples: list[Sample]) -> Batch:
         """See :class:`Collate`."""
         batch = self.collate([answered(sample, text) for sample in samples for text in candidates(sample)])
-        form, last = self.collate.format, batch.labels[:, -1]  # rows are padded on the left
-        end = form.tokenizer.convert_tokens_to_ids(form.end_of_turn)
-        batch.labels[:, -1] = last.masked_fill(last == end, IGNORE)
+        form, labels = self.collate.format, batch.labels.clone()  # in inference mode a write in place is not noticed
+        last = labels[:, -1]  # rows are padded on the left
+        last.masked_fill_(last == form.tokenizer.convert_tokens_to_ids(form.end_of_turn), IGNORE)
+        batch.labels = labels
         return batch
 
 

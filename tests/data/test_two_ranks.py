@@ -15,7 +15,7 @@ from mllm_lit.backbones import Backbone
 from mllm_lit.data.collate import Collate
 from mllm_lit.tasks import Flickr30k
 from tests.conftest import REPOSITORY
-from tests.tasks.releases import picture, write
+from tests.tasks.releases import RELEASES, picture, write
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,11 @@ def test_two_ranks_score_what_one_scores(tiny_folder: Path, tmp_path: Path) -> N
     (tmp_path / "pope").mkdir()
     (tmp_path / "pope/coco_pope_adversarial.json").write_text("\n".join(map(json.dumps, pope)))
     picture(tmp_path / "pope/val2014/a.jpg")
-    source = {"task": {"class_path": "mllm_lit.tasks.POPE"}, "root": str(tmp_path / "pope")}
+    sets: dict[str, Any] = {"pope": {"task": {"class_path": "mllm_lit.tasks.POPE"}, "root": str(tmp_path / "pope")}}
+    for name, task in (("bigbench", "BigBench"), ("text_nll", "TextNLL")):  # nothing is generated
+        RELEASES[name](tmp_path / name)
+        sets[name] = {"task": {"class_path": f"mllm_lit.tasks.{task}"}, "root": str(tmp_path / name)}
+    sets["text_nll"]["task"]["init_args"] = {"words": 12}
     settings: dict[str, Any] = {
         "model": {
             "backbone": {"class_path": "mllm_lit.backbones.Backbone", "init_args": {"path": str(tiny_folder)}},
@@ -79,7 +83,7 @@ def test_two_ranks_score_what_one_scores(tiny_folder: Path, tmp_path: Path) -> N
             "init_args": {
                 "task": {"class_path": "mllm_lit.tasks.Flickr30k"},
                 "root": str(tmp_path / "flickr"),
-                "sources": {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": {"pope": source}}},
+                "sources": {"class_path": "mllm_lit.data.Sources", "init_args": {"sets": sets}},
                 # One at a time: sums of floats depend on what else is in a batch.
                 "eval_tokens": 1,
             },
@@ -96,3 +100,8 @@ def test_two_ranks_score_what_one_scores(tiny_folder: Path, tmp_path: Path) -> N
     assert together == pytest.approx(alone, rel=1e-6)
     assert together["test/flickr30k/cider"] > 0
     assert together["test/pope/accuracy"] in (0.0, 100.0)
+    assert {name: len(rows) for name, rows in said_together.items() if name in sets} == {
+        "pope": 5,
+        "bigbench": 2,
+        "text_nll": 19,
+    }

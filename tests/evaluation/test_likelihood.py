@@ -73,11 +73,14 @@ def test_it_is_what_the_model_says_of_every_candidate_alone(
 
 
 @pytest.mark.parametrize("tokens", [1, 150])
-def test_batches_and_other_sets_beside_change_nothing(loaded: LoadedBackbone, tmp_path: Path, tokens: int) -> None:
+def test_batches_other_sets_and_inference_mode_change_nothing(
+    loaded: LoadedBackbone, tmp_path: Path, tokens: int
+) -> None:
     made = sets(tmp_path)
     toy = EvaluationSet("toy", Toy(), Toy().rows(tmp_path, "test"))
     whole = Evaluator(made, Collate(loaded.processor)).run(loaded.model, progress=False)
-    parts = Evaluator([toy, *made], Collate(loaded.processor), tokens).run(loaded.model, progress=False)
+    with torch.inference_mode():  # as Lightning evaluates in a single process
+        parts = Evaluator([toy, *made], Collate(loaded.processor), tokens).run(loaded.model, progress=False)
     for one in made:
         assert whole.scores[one.name] == pytest.approx(parts.scores[one.name], rel=1e-4)
         for mine, theirs in zip(whole.records[one.name], parts.records[one.name], strict=True):

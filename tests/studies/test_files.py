@@ -64,7 +64,7 @@ def test_the_tool_prints_the_commands_of_a_sequence(
     runpy.run_path("tools/study.py", run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
     commands = [line for line in lines if "tools/fit.py" in line]
-    assert len(commands) == len(set(commands)) == 6 * 3 - 2  # LoRA merged and replay begin as LoRA kept and full do
-    assert sum("--model.start_from" in line for line in commands) == 6 * 2
+    assert len(commands) == len(set(commands)) == 7 * 3 - 2  # LoRA merged and replay begin as LoRA kept and full do
+    assert sum("--model.start_from" in line for line in commands) == 7 * 2
     assert all("mllm_lit.tasks.IconQA" in line.split("--data.others")[1] for line in commands)
-    assert lines[-1] == "16 to do"
+    assert lines[-1] == "19 to do"

@@ -8,7 +8,7 @@ from embedded.licences import write_licences
 from embedded.packages import read_json
 
 TASKS = ("general_knowledge", "phrase_relatedness", "physics", "riddle_sense", "similarities_abstraction")
-"""Of BIG-bench; short, and such as SmolLM2-135M answers better than by chance."""
+"""Of BIG-bench: facts, meanings of words, and formulas, asked shortly."""
 KEPT = ("canary", "name", "description", "task_prefix", "preferred_score", "examples")
 SPEECHES = ("1941_franklin_d_roosevelt_d", "1999_william_j_clinton_d", "2010_barack_obama_d")
 

