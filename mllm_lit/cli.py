@@ -99,7 +99,7 @@ class MLLMCLI(LightningCLI):
         parser.add_argument("--output", type=Path, default=Path("logs"), help="Folder of all run directories.")
         text = "Directory of a run: its settings, place and newest checkpoint. fit goes on there, the others score."
         parser.add_argument("--run", type=Path | None, default=None, help=text)
-        text = "Keep the scores of untrained backbones in this folder, and take them from there in the next run."
+        text = "Keep scores of untrained backbones and features of frozen vision encoders here, for later runs."
         parser.add_argument("--keep_before", type=Path | None, default=None, help=text)
         text = "Show the first batch as the model sees it, before anything is scored or trained."
         parser.add_argument("--show_batch", action="store_true", help=text)

@@ -102,6 +102,12 @@ def claimed_directory(trainer: L.Trainer) -> Path | None:
     return None
 
 
+def kept_folder(trainer: L.Trainer) -> Path | None:
+    """Where runs keep for one another what they find before training (``--keep_before``), if this one does."""
+    kept = [one.kept.folder for one in trainer.callbacks if getattr(one, "kept", None) is not None]  # type: ignore[attr-defined]
+    return next(iter(kept), None)
+
+
 def claim(output: Path, experiment: str, version: str | None, checkpoint: Path | None) -> tuple[Path, bool]:
     """The folder for a new run, made so that no other run takes it.
 

@@ -9,6 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
+from mllm_lit.backbones import VisionCache
 from mllm_lit.module import MLLMModule
 from tests.test_run import CONFIGS, config, run
 
@@ -37,13 +38,24 @@ def test_the_second_run_takes_the_scores_of_the_first(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = ["--config", str(config), "--keep_before", str(tmp_path / "kept"), "--trainer.max_steps", "2"]
-    for _ in range(2):
-        run(monkeypatch, *words)
-    run(monkeypatch, *words[:2], *words[4:])
+    encoded: list[int] = []
+    made = VisionCache._made
+
+    def count(self: VisionCache, encode: Any, places: list[int]) -> Any:
+        encoded[-1] += len(places)
+        return made(self, encode, places)
+
+    monkeypatch.setattr(VisionCache, "_made", count)
+    for own in (words, words, [*words[:2], *words[4:]]):
+        encoded.append(0)
+        run(monkeypatch, *own)
     assert phases == ["before", "after", "after", "before", "after"]
     folders = [tmp_path / "logs" / "toy_run" / f"version_{i}" for i in range(3)]
     summaries = [json.loads((folder / "summary.json").read_text())["scores"] for folder in folders]
     assert summaries[0] == summaries[1] == summaries[2]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Vision features")]
+    assert [str(tmp_path / "kept" / "vision") in line for line in told] == [True, True, False]
+    assert encoded[0] > encoded[1] == 0, "vision features are kept, too"
     weights = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False) for folder in folders]
     for name, tensor in weights[0]["state_dict"].items():
         assert torch.equal(tensor, weights[1]["state_dict"][name]), name
@@ -103,7 +115,7 @@ def test_an_adapter_that_changes_the_backbone_is_measured_each_time(
     for _ in range(2):
         run(monkeypatch, *words, "--model.adapter.init", "pissa", "--model.adapter.rank", "4")
     assert phases == ["before", "after"] * 2
-    assert not (tmp_path / "kept").exists()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["vision"]
 
 
 @pytest.mark.parametrize("words", [["--data.task.score", "exact"], ["--trainer.limit_test_batches", "1"]])

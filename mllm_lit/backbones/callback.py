@@ -10,9 +10,10 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
-from mllm_lit.backbones.pictures import cache_if_it_pays, looks_at
+from mllm_lit.backbones.pictures import VisionCache, cache_if_it_pays, looks_at
 from mllm_lit.backbones.report import markdown, parameter_rows, terminal
 from mllm_lit.loggers import log_table, log_text
+from mllm_lit.run_directory import kept_folder
 
 PROBED_ROWS = 4
 
@@ -35,6 +36,12 @@ class BackboneCallback(L.Callback):
         log_table(trainer, "parameters", markdown(rows), trainer.global_step)
         log_text(trainer, "vision_cache", told, trainer.global_step)
 
+    def teardown(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
+        """Let further runs of this process have the file of features."""
+        cache = pl_module.vision_cache
+        if stage == "fit" and isinstance(cache, VisionCache) and cache.folder is not None:
+            cache.release()
+
     def _keep_features(self, trainer: L.Trainer, module: Any) -> str:
         """Decide on a vision cache that was left to the run, and drop one that could never be of use."""
         cache = module.vision_cache
@@ -46,23 +53,25 @@ class BackboneCallback(L.Callback):
                 cache.detach("training pictures are augmented, so none is seen twice.")
             return ""
 
-        def probe() -> int:
+        def probe() -> bool:
             rows = some_with_pictures(loader.dataset) or some_with_pictures(
                 sample for samples, _ in evaluated(trainer) for sample in samples
             )
             if pictures_change(loader.collate_fn, rows):
-                return 0
+                return False
             batch = loader.collate_fn(rows).to(module.device)
             with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
                 module.net(**batch.inputs, use_cache=False, logits_to_keep=1)
-            return len({image for row in rows for image in row.images})
+            return True
 
         roles = {module.loaded.layout.role_of(name) for name, _ in module.trainable()}
         rows = loader.dataset
         if getattr(loader.collate_fn, "share", False):  # all rows on a picture are in one step
             rows = {row.images: row for row in rows}.values()
         seen = looks_at(rows, epochs_of(trainer), evaluated(trainer), trainer.world_size)
-        kept, told = cache_if_it_pays(module.loaded, roles, seen, probe, trainer.num_devices)
+        folder = kept_folder(trainer)
+        place = None if folder is None else folder / "vision"
+        kept, told = cache_if_it_pays(module.loaded, roles, seen, probe, trainer.num_devices, place)
         module.vision_cache = kept or "auto"
         return told
 

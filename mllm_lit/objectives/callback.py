@@ -16,7 +16,7 @@ from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
 from mllm_lit.objectives.store import Store, key_of, look, name_of, probe, probed_batches
 from mllm_lit.progress import progress_bar
-from mllm_lit.run_directory import run_directory
+from mllm_lit.run_directory import kept_folder, run_directory
 
 
 class ObjectiveCallback(L.Callback):
@@ -132,11 +132,11 @@ class ObjectiveCallback(L.Callback):
 
 def folders(trainer: L.Trainer) -> list[Path]:
     """Where it may be kept, the place of this run first; that of the run that is resumed last."""
-    kept = [one.kept.folder for one in trainer.callbacks if getattr(one, "kept", None) is not None]  # type: ignore[attr-defined]
+    kept = kept_folder(trainer)
     run = run_directory(trainer)
     own = [] if run is None or getattr(trainer, "fast_dev_run", False) else [run]
     resumed = [Path(trainer.ckpt_path).absolute().parents[1]] if trainer.ckpt_path else []
-    return [*kept, *own, *resumed]
+    return [*([kept] if kept else []), *own, *resumed]
 
 
 def compute(trainer: L.Trainer, module: Any, objective: Objective, samples: list[Any]) -> Store:

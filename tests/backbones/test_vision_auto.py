@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_left_out(
 
 def test_pictures_that_change_are_a_reason(tiny_folder: Path) -> None:
     backbone = Backbone(str(tiny_folder)).load()
-    cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 9), lambda: 0)
+    cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 9), lambda: False)
     assert cache is None
     assert "augmented" in told
 
@@ -112,7 +112,7 @@ def test_a_sharded_encoder_and_one_without_a_border_are_reasons(tiny_folder: Pat
         (loaded(build("qwen2_5_vl")), "inside the vision module"),
     )
     for one, why in cases:
-        cache, told = cache_if_it_pays(one, (), auto.Looks(2, 9), lambda: 2)
+        cache, told = cache_if_it_pays(one, (), auto.Looks(2, 9), lambda: True)
         assert cache is None
         assert why in told
         assert "Set vision_cache" not in told

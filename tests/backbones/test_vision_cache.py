@@ -1,6 +1,7 @@
 """Features of a frozen vision encoder: the same numbers with the cache, each picture encoded once, within the limit."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -101,13 +102,20 @@ def test_losses_are_the_same_and_each_picture_is_encoded_once(tiny_folder: Path,
     assert sum(calls) == PICTURES + 1, "one picture is encoded alone, too, to see if that changes it"
     assert cache.looked_up == sum(without) > 5 * PICTURES
     if where == "file":
-        later = VisionCache(0.01, tmp_path / "features")
-        with pytest.raises(VisionCacheError, match="another run"):
-            fit(tiny_folder, tmp_path, later)
-        cache.detach("Done.")
-        _, again, calls = fit(tiny_folder, tmp_path, later)
+        (index,) = (tmp_path / "features").glob("*.txt")
+        with index.open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            beside = VisionCache(0.01, tmp_path / "features")
+            _, again, _ = fit(tiny_folder, tmp_path, beside)
+        assert again == losses
+        assert beside.encoded == PICTURES, "another run has the file open, so this one begins its own"
+        _, again, calls = fit(tiny_folder, tmp_path, VisionCache(0.01, tmp_path / "features"))
         assert again == losses
         assert sum(calls) == 0, "the next run finds them all in the file"
+        assert len(list((tmp_path / "features").glob("*.bin"))) == 2
+        torch.set_num_threads(2)
+        _, _, calls = fit(tiny_folder, tmp_path, VisionCache(0.01, tmp_path / "features"))
+        assert sum(calls) == PICTURES, "more threads round otherwise"
 
 
 def test_the_limit_holds_and_changes_no_loss(tiny_folder: Path, tmp_path: Path) -> None:

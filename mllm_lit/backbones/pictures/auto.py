@@ -1,5 +1,6 @@
 """Whether a run gains from keeping a frozen vision encoder's features, and has room for them."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +68,12 @@ def looks_at(
 
 
 def cache_if_it_pays(
-    loaded: "LoadedBackbone", trained: Iterable[Role], seen: Looks, probe: Callable[[], int], ranks: int = 1
+    loaded: "LoadedBackbone",
+    trained: Iterable[Role],
+    seen: Looks,
+    probe: Callable[[], bool],
+    ranks: int = 1,
+    folder: Path | None = None,
 ) -> tuple[VisionCache | None, str]:
     """A cache in front of the vision encoder, or none, and why.
 
@@ -75,36 +81,45 @@ def cache_if_it_pays(
         loaded: The backbone, on its device.
         trained: Roles in which something is trained.
         seen: What this rank looks at.
-        probe: Runs the model on some of the pictures and returns on how many; 0 if they look different each time.
+        probe: Runs the model on some of the pictures; whether they look the same each time.
         ranks: Of this node, which share its memory.
+        folder: Where other runs find them, too; ``None`` keeps them in memory.
     """
     off = "Vision features are computed each time (vision_cache: auto): "
     if "vision" in set(trained):
         return None, f"{off}the vision encoder is trained."
-    if not seen.pays:
+    if not seen.pays and folder is None:
         return (
             None,
             f"{off}{seen.looks:,.0f} looks at {seen.pictures:,.0f} pictures are to come, too few to gain by it.",
         )
-    room = SHARE * free_memory() / ranks
-    cache = VisionCache(room / 1e9)
+    room = SHARE * min(free_memory(), free_disk(folder)) / ranks
+    cache = VisionCache(room / 1e9, folder)
     try:
         cache.attach(loaded, ())
-        probed = probe()
+        unchanged = probe()
     except VisionCacheError as error:
         cache.release()
         return None, off + str(error).removeprefix("vision_cache: ").partition(" Set vision_cache")[0]
-    if not probed:
+    if not unchanged:
         cache.release()
         return None, f"{off}training pictures are augmented, so none is seen twice."
-    needed = cache.bytes / probed * seen.pictures
+    needed = cache.bytes_a_picture() * seen.pictures
     if needed > room or not cache.bytes:
         cache.release()
         return None, f"{off}those of {seen.pictures:,.0f} pictures do not fit into {room / 1e9:,.2f} GB."
     return cache, (
         f"Vision features are kept (vision_cache: auto): {seen.pictures:,.0f} pictures in about {needed / 1e6:,.1f} MB "
-        f"for {seen.looks:,.0f} looks."
+        f"for {seen.looks:,.0f} looks{'' if folder is None else f', in {folder}'}."
     )
+
+
+def free_disk(folder: Path | None) -> float:
+    """Bytes that are free where a folder is or will be; without one nothing is written, so there is no end to them."""
+    if folder is None:
+        return float("inf")
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
 
 
 def free_memory() -> int:

@@ -1,8 +1,10 @@
 """A frozen vision encoder sees each picture once; what it made of it is kept, ahead of the connector."""
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +28,8 @@ class VisionCache:
 
     Args:
         gigabytes: Most that is kept, per process.
-        folder: Keep it in a memory-mapped file in this folder, which later runs on the same backbone go on using;
-            ``None`` keeps it in memory.
+        folder: Keep it in a memory-mapped file in this folder, which later runs on the same backbone go on using (runs
+            at the same time have a file each); ``None`` keeps it in memory.
 
     Attributes:
         encoded: Pictures that went through the encoder.
@@ -43,6 +45,10 @@ class VisionCache:
         self._file: FeatureFile | None = None
         self._tower: nn.Module | None = None
         self._full = self._probed = self._alone = False
+
+    def bytes_a_picture(self) -> float:
+        """Mean size of what is kept of one, 0 if nothing is."""
+        return self.bytes / max(1, len(self._kept))
 
     def attach(self, loaded: "LoadedBackbone", trained: Iterable[Role]) -> bool:
         """Stand in front of the vision encoder, unless it is trained.
@@ -161,7 +167,10 @@ class VisionCache:
         assert self._tower is not None
         config: Any = self._tower.config
         weight = next(self._tower.parameters())
-        told = [self._identity, weight.dtype, config._attn_implementation, torch.__version__, pixels.device.type]
+        code = Path(inspect.getfile(type(self._tower))).read_bytes()
+        versions = torch.__version__, version("transformers"), hashlib.sha256(code).hexdigest()
+        threads = torch.get_num_threads() if pixels.device.type == "cpu" else 0  # by which a CPU's rounding differs
+        told = [self._identity, weight.dtype, config._attn_implementation, versions, pixels.device.type, threads]
         name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         self._file = FeatureFile(folder / f"{name}-{rank}", self.limit)

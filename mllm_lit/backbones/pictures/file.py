@@ -4,7 +4,9 @@ import ast
 import fcntl
 import mmap
 import os
+from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -29,15 +31,31 @@ def aligned(size: int) -> int:
     return -(-size // ALIGN) * ALIGN
 
 
+def unlocked(path: Path) -> tuple[TextIO, Path]:
+    """The first index that no other process has open, locked, and the file of the rows beside it."""
+    for number in count():
+        own = path.with_name(f"{path.name}-{number}" if number else path.name)
+        index = own.with_suffix(".txt").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            index.close()
+        else:
+            return index, own.with_suffix(".bin")
+    raise AssertionError
+
+
 class FeatureFile:
     """Rows of tensors in one memory-mapped file, with an index of lines beside it that is written after each row.
 
+    Where other processes have it open, it is the first one of its further files that none has.
+
     Args:
-        path: Without extension; ``.bin`` and ``.txt`` are added.
+        path: Without extension; ``.bin`` and ``.txt`` are added, and in further files a number ahead of them.
         limit: Bytes at most.
 
     Raises:
-        VisionCacheError: Another process has it open, or, later, the disk is full.
+        VisionCacheError: Later, if the disk is full.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -45,16 +63,10 @@ class FeatureFile:
         self.rows: dict[Key, list[Tensor]] = {}
         self.used = 0
         self.slots: Slots | None = None
-        self._index = path.with_suffix(".txt").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise VisionCacheError(
-                f"vision_cache: another run has {path}.txt open. Give each run that is going on its own folder."
-            ) from error
+        self._index, data = unlocked(path)
         # Not for appending: where a file system cannot reserve, the C library writes at places of its own.
-        path.with_suffix(".bin").touch()
-        self._file = path.with_suffix(".bin").open("r+b")
+        data.touch()
+        self._file = data.open("r+b")
         # Sparse: blocks are taken in steps, ahead of the rows.
         size = max(limit, self._file.seek(0, os.SEEK_END))
         self._file.truncate(size)
@@ -72,9 +84,9 @@ class FeatureFile:
         views = []
         for name, shape in shapes:
             dtype: torch.dtype = getattr(torch, name)
-            count = int(torch.Size(shape).numel())
-            views.append(torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(shape))
-            offset += aligned(count * dtype.itemsize)
+            size = int(torch.Size(shape).numel())
+            views.append(torch.frombuffer(self._map, dtype=dtype, count=size, offset=offset).view(shape))
+            offset += aligned(size * dtype.itemsize)
         return views, offset
 
     def append(self, key: Key, tensors: list[Tensor], slots: Slots) -> list[Tensor]:
@@ -92,7 +104,7 @@ class FeatureFile:
             raise VisionCacheError(
                 f"vision_cache: {self._file.name} cannot grow beyond {self._reserved:,} bytes: {error.strerror}. What "
                 "is in it stays usable. Free some space, lower vision_cache.gigabytes, choose another folder, or leave "
-                "folder out to keep the features in memory."
+                "folder (or --keep_before) out to keep the features in memory."
             ) from error
         return views
 
