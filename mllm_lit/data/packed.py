@@ -51,7 +51,10 @@ class PackedCollate:
             ImageError: An image cannot be read.
             FormatError: As :class:`~mllm_lit.data.prefixes.Prefixes` has it.
         """
-        parts = self.prefixes(samples, "pictures" if self.share else "nothing")
+        return self.batch(self.prefixes(samples, "pictures" if self.share else "nothing"))
+
+    def batch(self, parts: Parts) -> Batch:
+        """Build a batch of rows that were taken apart."""
         sequences = self._sequences(parts)
         longest = max(sequence.length for sequence in sequences)
         inputs = dict(parts.pixels)

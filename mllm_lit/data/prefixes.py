@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -59,6 +59,20 @@ class Parts:
     pictures: tuple[int, ...]
     rests: list[Rest]
 
+    def with_prompts(self) -> "Parts":
+        """The same rows, if those of a prefix have their prompt in common: prefixes go up to its last token."""
+        heads, rests = list(self.heads), list(self.rests)
+        for number, head in enumerate(self.heads):
+            own = [i for i, of in enumerate(self.group) if of == number]
+            # What the first label is predicted from stays in the row.
+            count = min(min(rests[i].common, rests[i].marked.index(True) - 1) for i in own)
+            ids = torch.tensor(rests[own[0]].ids[:count], dtype=torch.long)
+            more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            heads[number] = {n: torch.cat([value, more.get(n, torch.zeros_like(ids))]) for n, value in head.items()}
+            for i in own:
+                rests[i] = Rest(rests[i].ids[count:], rests[i].marked[count:], rests[i].asked[count:])
+        return replace(self, heads=heads, rests=rests)
+
 
 class Prefixes:
     """Takes rows apart, so that the processor sees what they have in common once.
@@ -97,12 +111,12 @@ class Prefixes:
         moved = tuple((start + len(written) - end, stop + len(written) - end) for start, stop in row.spans)
         return Rendered(written + row.prompt[end:], written + row.text[end:], moved)
 
-    def __call__(self, samples: Sequence[Sample], share: Sharing = "all") -> Parts:
+    def __call__(self, samples: Sequence[Sample], share: Sharing | Sequence[int] = "all") -> Parts:
         """Take rows apart.
 
         Args:
             samples: The rows.
-            share: Whose prefixes are one where they are equal.
+            share: Whose prefixes are one where they are equal; or for each row the number of a prefix, from 0 up.
 
         Raises:
             ImageError: An image cannot be read.
@@ -110,13 +124,12 @@ class Prefixes:
                 writes something else than its own format says.
         """
         rows = [self.format.render(sample) for sample in samples]
-        together = [share == "all" or (share == "pictures" and bool(sample.images)) for sample in samples]
-        group = numbered(
-            [
-                self.key(sample, row) if shared else i
-                for i, (sample, row, shared) in enumerate(zip(samples, rows, together, strict=True))
-            ]
-        )
+        if isinstance(share, str):
+            together = [share == "all" or (share == "pictures" and bool(sample.images)) for sample in samples]
+            every = enumerate(zip(samples, rows, together, strict=True))
+            group = numbered([self.key(sample, row) if shared else i for i, (sample, row, shared) in every])
+        else:
+            group = tuple(share)
         first = [group.index(number) for number in range(max(group) + 1)]
         shown = [i for i in first if samples[i].images]
         inputs, ends = self._encode([rows[i] for i in shown], [samples[i] for i in shown])

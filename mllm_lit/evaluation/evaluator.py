@@ -19,10 +19,11 @@ from mllm_lit.data.lengths import row_lengths
 from mllm_lit.data.picture_sizes import PictureSizes
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import in_range
-from mllm_lit.evaluation.likelihood import CandidateCollate, candidates, likely_answers
+from mllm_lit.evaluation.likelihood import CandidateCollate, likely_answers
 from mllm_lit.evaluation.prefill import SharedBatch, SharedCollate, answers_from_shared_pictures, shares_pictures
 from mllm_lit.evaluation.records import RecordFile
 from mllm_lit.evaluation.sets import EvaluationSet, Record, Result, code, digest, in_words, seen
+from mllm_lit.packed_rows import sliding_window, why_not_packed
 from mllm_lit.progress import progress_bar
 from mllm_lit.tensors import fingerprint
 
@@ -182,13 +183,13 @@ class Evaluator:
     ) -> Iterator[tuple[list[int], dict[int, Record]]]:
         """This rank's batches: the places of their samples, and their records (none if only to keep in step)."""
         rank, world = ranks()
-        shares = shares_pictures(net, self.collate)
+        collate = self._collate(net, one)
         longest = self.max_new_tokens or one.task.max_new_tokens
         lengths = self.measure(one)
         if one.task.generates:
             lengths = [length + longest for length in lengths]
         else:
-            lengths = [length * len(candidates(row)) for length, row in zip(lengths, one.samples, strict=True)]
+            lengths = [collate.length(row, length) for length, row in zip(lengths, one.samples, strict=True)]
         every = range(len(one.samples))
         # All samples are dealt out, whatever is done already, so that all ranks and a later start deal alike.
         batches = batches_of(one.samples, lengths, every, self.tokens, -(-len(every) // world))
@@ -202,7 +203,7 @@ class Evaluator:
                 own = batches_of(one.samples, lengths, [i for batch in own for i in batch], self._budget, len(every))
             repeated = own + (steps - len(own)) * spare if in_step else own
             left: list[list[int]] = []
-            for number, batch in enumerate(self._loader(one, repeated, shares)):
+            for number, batch in enumerate(self._loader(one, repeated, collate)):
                 places = repeated[number]
                 try:
                     with context():
@@ -228,11 +229,13 @@ class Evaluator:
         self._budget = min(self._budget, self.tokens) // 2
         sys.stderr.write(f"The GPU's memory is full: going on with data.eval_tokens {self._budget:,}.\n")
 
-    def _loader(self, one: EvaluationSet, batches: list[list[int]], shares: bool) -> DataLoader[Any]:
+    def _collate(self, net: nn.Module, one: EvaluationSet) -> Any:
         whole = Collate(self.collate.processor, self.collate.max_length, with_prompt=one.task.generates)
-        collate: Any = SharedCollate(whole) if shares else whole
-        if not one.task.generates:
-            collate = CandidateCollate(whole)
+        if one.task.generates:
+            return SharedCollate(whole) if shares_pictures(net, self.collate) else whole
+        return CandidateCollate(whole, why_not_packed(net, whole) is None and sliding_window(net) is None)
+
+    def _loader(self, one: EvaluationSet, batches: list[list[int]], collate: Any) -> DataLoader[Any]:
         return DataLoader(
             one.samples,  # type: ignore[arg-type]
             batch_sampler=batches,

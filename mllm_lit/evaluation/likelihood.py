@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from mllm_lit.answers import Answers, answer_nll
 from mllm_lit.data.collate import IGNORE, Batch, Collate
+from mllm_lit.data.packed import PackedCollate
 from mllm_lit.data.sample import Sample, Turn
 
 
@@ -23,19 +25,38 @@ class CandidateCollate:
 
     Args:
         collate: The collator of the model's processor.
+        share: A sample's candidates are in one sequence, which has its pictures and its question once.
     """
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, share: bool = False) -> None:
+        self.collate, self._end = collate, collate.format.tokenizer.convert_tokens_to_ids(collate.format.end_of_turn)
+        self._packed = PackedCollate(collate, share=True, pack=False) if share else None
 
     def __call__(self, samples: list[Sample]) -> Batch:
         """See :class:`Collate`."""
-        batch = self.collate([answered(sample, text) for sample in samples for text in candidates(sample)])
-        form, labels = self.collate.format, batch.labels.clone()  # in inference mode a write in place is not noticed
-        last = labels[:, -1]  # rows are padded on the left
-        last.masked_fill_(last == form.tokenizer.convert_tokens_to_ids(form.end_of_turn), IGNORE)
-        batch.labels = labels
+        rows = [(i, answered(one, text)) for i, one in enumerate(samples) for text in candidates(one)]
+        numbers, answers = [number for number, _ in rows], [row for _, row in rows]
+        if self._packed is not None and len(rows) > len(samples):
+            parts = self._packed.prefixes(answers, numbers)
+            for rest in parts.rests:
+                end = max(i for i, marked in enumerate(rest.marked) if marked)
+                rest.marked[end] = rest.ids[end] != self._end
+            return self._packed.batch(parts.with_prompts())
+        batch = self.collate(answers)
+        labelled = batch.labels != IGNORE
+        last = labelled & (labelled.flip(1).cumsum(1).flip(1) == 1)
+        # Not in place, which is not noticed in inference mode.
+        batch.labels = batch.labels.masked_fill(last & (batch.labels == self._end), IGNORE)
         return batch
+
+    def length(self, sample: Sample, length: int) -> int:
+        """Tokens that a sample takes, of which the one with its true answer has ``length``."""
+        texts = list(candidates(sample))
+        if self._packed is None:
+            return length * len(texts)
+        texts.remove(sample.answer)
+        read: Any = self.collate.format.tokenizer
+        return length + sum(len(read(text, add_special_tokens=False)["input_ids"]) + 2 for text in texts)
 
 
 def answered(sample: Sample, text: str) -> Sample:
