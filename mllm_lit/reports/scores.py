@@ -216,6 +216,22 @@ def best_of(rows: Mapping[Any, Mapping[str, float]], lower: bool = False) -> Any
     return (min if lower else max)(means, key=lambda row: means[row]) if len(means) > 1 else None
 
 
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's, equal values taking the mean of their ranks; ``None`` where one side has no two different values.
+
+    >>> round(rank_correlation([(1, 10), (2, 30), (3, 20), (3, 40)]), 3)
+    0.632
+    """
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        return [sum(other < one for other in values) + sum(other == one for other in values) / 2 for one in values]
+
+    sides = [ranks(side) for side in zip(*pairs, strict=True)]
+    if any(len(set(side)) < 2 for side in sides) or not sides:
+        return None
+    return statistics.correlation(*sides)
+
+
 # ---- over rows ----------------------------------------------------------------------------------------------------
 
 

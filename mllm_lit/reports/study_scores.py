@@ -8,13 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from mllm_lit.reports.page import Block, Details, Figures, Gap, Score, Table, Text, slug, svg
 from mllm_lit.reports.runs import HEADINGS, during
-from mllm_lit.reports.scores import BEST, NEAR, SEED, ReportError, best_of, pareto, seed_of, sets_of, verdicts
+from mllm_lit.reports.scores import (
+    BEST,
+    NEAR,
+    SEED,
+    ReportError,
+    best_of,
+    pareto,
+    rank_correlation,
+    seed_of,
+    sets_of,
+    verdicts,
+)
 from mllm_lit.reports.view import Column, Row, View
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mllm_lit.studies.study import Shown
+    from mllm_lit.studies.study import Correlated, Shown, Spread
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
 NOISE = (
@@ -56,11 +67,47 @@ def tables(view: View) -> list[Block]:
         if not view.study.file.tables:
             blocks += every_score(view)
         blocks.append(Text(NOISE))
+        blocks += [correlated(view, one) for one in view.study.file.correlations]
+        blocks += [spread(view, one) for one in view.study.file.spreads]
     for paper in view.study.file.paper:
         head = list(dict.fromkeys(column for row in paper.rows.values() for column in row))
         rows = [[name, *(row.get(column) for column in head)] for name, row in paper.rows.items()]
         blocks.append(Table(paper.title, ["", *head], rows, "Figures of the paper.", f"paper_{slug(paper.title)}"))
     return blocks
+
+
+def correlated(view: View, asked: "Correlated") -> Block:
+    """Whether one score goes with another, within each value of an axis."""
+    title = asked.title or f"{asked.score} and {asked.by}"
+    try:
+        first, second = view.values(asked.score), view.values(asked.by)
+    except ReportError as error:
+        return Text(f"{title}: {error}", warning=True)
+    place, rows = view.study.rows.index(asked.columns), []
+    for label in dict.fromkeys(row[place] for row in first):
+        own = [row for row in first if row[place] == label and row in second]
+        runs = [(value, second[row][seed]) for row in own for seed, value in first[row].items() if seed in second[row]]
+        means = [(fmean(first[row].values()), fmean(second[row].values())) for row in own]
+        rows.append([label, len(runs), rank_correlation(runs), len(means), rank_correlation(means)])
+    note = "Spearman's rank correlation: 1 where one score rises with the other throughout, -1 where it falls."
+    return Table(title, [asked.columns, "runs", "over runs", "rows", "over means of rows"], rows, note, slug(title))
+
+
+def spread(view: View, asked: "Spread") -> Block:
+    """Extremes and standard deviation of a score along axes."""
+    title = asked.title or f"{asked.score} over {', '.join(asked.over)}"
+    try:
+        values = view.values(asked.score)
+    except ReportError as error:
+        return Text(f"{title}: {error}", warning=True)
+    axes = [axis for axis in view.study.rows if axis not in asked.over]
+    found: dict[Row, list[float]] = {}
+    for row, seeds in values.items():
+        kept = tuple(label for axis, label in zip(view.study.rows, row, strict=True) if axis in axes)
+        found.setdefault(kept, []).extend(seeds.values() if SEED in asked.over else [fmean(seeds.values())])
+    rows = [[*row, len(own), Score(own), min(own), max(own), max(own) - min(own)] for row, own in found.items()]
+    note = f"Over {', '.join(asked.over)}."
+    return Table(title, [*axes, "values", "mean", "lowest", "highest", "range"], rows, note, slug(title))
 
 
 def every_score(view: View) -> list[Block]:

@@ -85,6 +85,36 @@ class Shown(msgspec.Struct, forbid_unknown_fields=True):
     at: Annotated[str, msgspec.Meta(pattern=r"^(end|least(\+\d+)?|epoch \d+)$")] = "end"
 
 
+class Correlated(msgspec.Struct, forbid_unknown_fields=True):
+    """Whether one score goes with another: Spearman's rank correlation, over runs and over means of rows.
+
+    Attributes:
+        score: See :func:`mllm_lit.reports.scores.score_of`.
+        by: The other score.
+        columns: The axis within whose values it is computed.
+        title: Above the table.
+    """
+
+    score: str
+    by: str
+    columns: str
+    title: str = ""
+
+
+class Spread(msgspec.Struct, forbid_unknown_fields=True):
+    """How much a score differs along axes, for each combination of the others.
+
+    Attributes:
+        score: See :func:`mllm_lit.reports.scores.score_of`.
+        over: The axes; that of the seeds may be one.
+        title: Above the table.
+    """
+
+    score: str
+    over: Annotated[list[str], msgspec.Meta(min_length=1)]
+    title: str = ""
+
+
 class Paper(msgspec.Struct, forbid_unknown_fields=True):
     """Figures of a paper, shown beside those of the study.
 
@@ -111,6 +141,8 @@ class StudyFile(msgspec.Struct, forbid_unknown_fields=True):
     start: Literal["keep", "merge"] = "keep"
     claims: list[Claim] = []
     tables: list[Shown] = []
+    correlations: list[Correlated] = []
+    spreads: list[Spread] = []
     paper: list[Paper] = []
     slurm: Options = {}
 
@@ -344,6 +376,10 @@ def _check(study: Study, path: Path) -> None:
         known(f"the claim {claim.says!r}", [], claim.lower)
     for table in file.tables:
         known(f"the table of {table.score}", [table.columns])
+    for one in file.correlations:
+        known(f"the correlation of {one.score}", [one.columns])
+    for spread in file.spreads:
+        known(f"the spread of {spread.score}", spread.over)
     for axis, values in axes.items():
         for label, value in values.items():
             merge = value.merge

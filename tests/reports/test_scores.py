@@ -1,10 +1,13 @@
 """Numbers of reports against hand-computed ones, textbooks and simulation."""
 
 import math
+import random
 import statistics
 
 import numpy as np
 import pytest
+import torch
+from torchmetrics.functional import spearman_corrcoef
 
 from mllm_lit.metrics import tradeoff
 from mllm_lit.reports.scores import (
@@ -13,6 +16,7 @@ from mllm_lit.reports.scores import (
     over_samples,
     over_seeds,
     pareto,
+    rank_correlation,
     score_of,
     student,
     verdicts,
@@ -111,6 +115,15 @@ def test_a_paired_difference_over_samples_is_that_of_a_bootstrap() -> None:
     near = 5 * math.sqrt(2) * 0.027 * drawn.std()
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, (0.025, 0.975))), abs=near)
     assert over_samples(list(one), list(other)) == found
+
+
+def test_rank_correlation_is_that_of_torchmetrics() -> None:
+    draw = random.Random(3)
+    for size in (2, 5, 40):
+        pairs = [(float(draw.randint(0, 9)), draw.random()) for _ in range(size)]
+        expected = spearman_corrcoef(*(torch.tensor(side, dtype=torch.float64) for side in zip(*pairs, strict=True)))
+        assert rank_correlation(pairs) == pytest.approx(float(expected), abs=1e-4), "it adds 1e-6 to deviations"
+    assert rank_correlation([]) is rank_correlation([(1.0, 2.0)]) is rank_correlation([(1.0, 2.0), (1.0, 3.0)]) is None
 
 
 def test_pareto() -> None:

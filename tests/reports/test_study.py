@@ -127,7 +127,21 @@ def test_tables_that_a_study_asks_for(tmp_path: Path) -> None:
         {"score": "toy.nll", "columns": "task", "at": "least"},
         {"score": "target", "columns": "task", "at": "least+2"},
     ]
-    page = write_report(study_of(tmp_path, axes=axes, tables=tables, claims=[]), results, tmp_path / "out")
+    asked = {
+        "tables": tables,
+        "correlations": [
+            {"score": "target", "by": "A_S", "columns": "method", "title": "Together"},
+            {"score": "target", "by": "kl_to_before", "columns": "task"},
+        ],
+        "spreads": [{"score": "target", "over": ["task", "seed"], "title": "Steady"}],
+    }
+    page = write_report(study_of(tmp_path, axes=axes, claims=[], **asked), results, tmp_path / "out")
+    together = rows_of(tmp_path / "out" / "together.csv")["spider"]
+    assert float(together["over runs"]) == pytest.approx(-0.5), "of task a: 49.5, 52.5, 53.0 and 60, 70, 50"
+    assert (together["runs"], together["over means of rows"]) == ("3", "")
+    assert "There is no score 'kl_to_before'" in Page(page.read_text(encoding="utf-8")).text
+    steady = rows_of(tmp_path / "out" / "steady.csv")["full"]
+    assert [float(steady[key]) for key in ("values", "lowest", "highest", "range")] == [6, 25, 54, 29]
     row = rows_of(tmp_path / "out" / "by_task.csv")["lora $<b>\\frac$"]
     assert [float(row[key]) for key in ("a", "b", "mean")] == pytest.approx([64 / 3, 41 / 4, 1.5 * 41 / 4])
     assert [int(row[key]) for key in ("a seeds", "b seeds", "mean seeds")] == [3, 2, 2]
