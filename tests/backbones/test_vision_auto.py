@@ -1,5 +1,6 @@
 """``vision_cache: auto``: on where pictures are seen again and fit, else off with a reason, and never an error."""
 
+import errno
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,9 @@ import torch
 
 from mllm_lit.adapters import Full, LoRA
 from mllm_lit.backbones import Backbone, VisionCache
-from mllm_lit.backbones.pictures import auto, cache_if_it_pays, looks_at
+from mllm_lit.backbones.pictures import auto, cache_if_it_pays, file, looks_at
 from mllm_lit.cli import MLLMCLI
+from mllm_lit.data.collate import Collate
 from mllm_lit.module import MLLMModule
 from tests.conftest import REPOSITORY
 from tests.processors.beds import build, loaded
@@ -116,6 +118,27 @@ def test_a_sharded_encoder_and_one_without_a_border_are_reasons(tiny_folder: Pat
         assert cache is None
         assert why in told
         assert "Set vision_cache" not in told
+
+
+def test_a_folder_without_locks_is_a_reason(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    backbone = Backbone(str(tiny_folder)).load()
+    batch = Collate(backbone.processor)(Toy().rows(tmp_path, "train")[:2])
+
+    def probe() -> bool:
+        backbone.model(**batch.inputs)
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file.fcntl, "flock", refuse)
+        cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 9), probe, folder=tmp_path / "kept")
+    assert cache is None
+    assert "cannot be locked: No locks available" in told
+    cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 2), probe, folder=tmp_path / "kept")
+    assert cache is not None, "other runs will look at them again"
+    assert told.endswith(f"for 2 looks, in {tmp_path / 'kept'}.")
 
 
 def test_free_memory_knows_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

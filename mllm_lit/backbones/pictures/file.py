@@ -32,7 +32,11 @@ def aligned(size: int) -> int:
 
 
 def unlocked(path: Path) -> tuple[TextIO, Path]:
-    """The first index that no other process has open, locked, and the file of the rows beside it."""
+    """The first index that no other process has open, locked, and the file of the rows beside it.
+
+    Raises:
+        VisionCacheError: The file system has no locks.
+    """
     for number in count():
         own = path.with_name(f"{path.name}-{number}" if number else path.name)
         index = own.with_suffix(".txt").open("a+", encoding="utf-8")
@@ -40,6 +44,11 @@ def unlocked(path: Path) -> tuple[TextIO, Path]:
             fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             index.close()
+        except OSError as error:
+            raise VisionCacheError(
+                f"vision_cache: {index.name} cannot be locked: {error.strerror}. Choose a folder on a local disk. "
+                "Set vision_cache: null to do without."
+            ) from error
         else:
             return index, own.with_suffix(".bin")
     raise AssertionError
@@ -55,7 +64,7 @@ class FeatureFile:
         limit: Bytes at most.
 
     Raises:
-        VisionCacheError: Later, if the disk is full.
+        VisionCacheError: The file system has no locks, or, later, the disk is full.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
