@@ -49,6 +49,10 @@ def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
         asked(ROWS, Rehearse(share=10.0), 0)
     with pytest.raises(DatasetError, match="so 0 samples"):
         asked(ROWS, Rehearse(share=0.01), 0)
+    assert asked(text, Rehearse(share=1.0, without_pictures=1.0), 0) == [], "it asks itself"
+    assert len(asked(ROWS, Rehearse(share=1.0, held_out=4, without_pictures=0.25), 0)) == 12
+    with pytest.raises(SettingError, match=r"data.rehearse.without_pictures is 1.5"):
+        Rehearse(without_pictures=1.5)
     with pytest.raises(SettingError, match=r"data.rehearse.share is 0"):
         Rehearse(share=0)
     with pytest.raises(SettingError, match="there is no file 'nowhere'"):
@@ -63,7 +67,8 @@ def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
 def fit(folder: Path, objective: Any = None, **more: Any) -> tuple[MLLMModule, VQADataModule, dict[str, Tensor]]:
     """Two epochs of the embedded model on 16 rows of IconQA and eight rehearsed ones."""
     model = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1, lr=1e-4), objective=objective)
-    rehearse = Rehearse(0.5, held_out=4 if isinstance(objective, ForgettingBudget) else 0)
+    itself = more.pop("without_pictures", 0.0)
+    rehearse = Rehearse(0.5, held_out=4 if isinstance(objective, ForgettingBudget) else 0, without_pictures=itself)
     rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=rehearse, batch_size=6, check_images=False)
     checkpoint = more.pop("ckpt_path", None)
     trainer(folder, max_epochs=2, **more).fit(model, datamodule=rows, ckpt_path=checkpoint)
@@ -107,6 +112,43 @@ def test_the_models_own_answers_are_trained_on_and_a_resumed_run_has_the_same(
     trainer(tmp_path).test(base, datamodule=tested, ckpt_path=checkpoint)
     with pytest.raises(SettingError, match="the weights have moved since"):
         fit(tmp_path, made(), ckpt_path=checkpoint)
+
+
+@pytest.mark.slow
+def test_the_model_asks_itself_without_a_picture_and_a_resumed_run_has_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    monkeypatch.setattr(callback, "run_directory", lambda trainer: tmp_path / "run")
+    torch.set_num_threads(1)
+    keep = ModelCheckpoint(tmp_path / "run" / "checkpoints", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    model, data, whole = fit(tmp_path, callbacks=[keep], without_pictures=0.75)
+    mixed = [row for row in data.train_rows if row.source == REHEARSED]
+    alone = [row for row in mixed if not row.images]
+    (kept,) = (tmp_path / "run").glob("rehearsed_*.json")
+    *answers, pairs = json.loads(kept.read_text())[:2], json.loads(kept.read_text())[2:]
+    assert len(alone) == len(pairs) > 2
+    assert sorted([row.question, row.answer] for row in alone) == sorted(pairs)
+    assert [row.images != () for row in mixed].count(True) <= len(answers[0]) == 2
+    # The processor's own chat template, cut where the user begins to write; questions end as a turn does.
+    base = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1))
+    base.configure_model()
+    processor: Any = base.collate.processor
+    begun = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "|"}]}]).split("|")[0]
+    ids = processor.tokenizer([begun.rstrip()] * 6, return_tensors="pt")
+    net: Any = base.net.eval()
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(data._seed())
+        out = net.generate(**ids, do_sample=True, max_new_tokens=48)[:, ids["input_ids"].shape[1] :]
+    said = [text.strip() for text in processor.batch_decode(out, skip_special_tokens=True)]
+    assert {question for question, _ in pairs} <= set(said)
+    collate = Collate(processor, with_prompt=True)
+    with torch.no_grad():
+        told = [greedy_answers(net, collate, collate([row]), 48)[0] for row in alone]
+    assert told == [row.answer for row in alone]
+    _, _, again = fit(tmp_path, ckpt_path=tmp_path / "run" / "checkpoints" / "step=3.ckpt", without_pictures=0.75)
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
 def test_the_multiplier_grows_beyond_the_budget_and_shrinks_within() -> None:

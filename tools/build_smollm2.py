@@ -30,7 +30,8 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from mllm_lit.backbones.load import frozen_dtype, resolve_dtype
-from mllm_lit.backbones.smollm2 import TRAINED, smollm2_folder
+from mllm_lit.backbones.smollm2 import smollm2_folder
+from mllm_lit.backbones.smollm2_llava import TRAINED
 from mllm_lit.errors import plain_errors
 from mllm_lit.progress import progress_bar
 from mllm_lit.tasks import embedded_root

@@ -43,8 +43,7 @@ class Backbone:
     """What to load and how; costs nothing until :meth:`load`.
 
     Args:
-        path: A hub id, a local folder, ``embedded`` for the small model that comes with the package, or
-            ``smollm2_llava`` for a larger one, whose language model is in a package of its own.
+        path: A hub id, a local folder, or ``embedded`` for the small model that comes with the package.
         dtype: Of the weights; ``auto`` is bf16 where a CUDA device supports it, in a run :func:`frozen_dtype`, else
             fp32. Adapters keep what they train in fp32, whatever this says.
         attn_implementation: As in transformers: ``sdpa``, ``eager``, ``flash_attention_2``.
@@ -259,17 +258,17 @@ def _limit(config: Any, processor: Any) -> int:
 
 
 def resolve_source(path: str, revision: str | None = None) -> str:
-    """What transformers is to load: the embedded folder, one made of SmolLM2 in the cache, a local one, or a hub id.
+    """What transformers is to load: the embedded folder, SmolLM2's in the cache, a local one, or a hub id.
 
     Raises:
         BackboneError: The path cannot be a hub id and there is no such folder, or a folder was given a revision; or it
-            is ``smollm2`` or ``smollm2_llava`` and the package is not installed.
+            is ``smollm2`` and its package is not installed.
     """
     local = EMBEDDED if path == "embedded" else Path(path).expanduser()
-    if path in ("smollm2", "smollm2_llava") and not local.is_dir():
-        from mllm_lit.backbones.smollm2 import smollm2_folder, smollm2_llava_folder
+    if path == "smollm2" and not local.is_dir():
+        from mllm_lit.backbones.smollm2 import smollm2_folder
 
-        local = smollm2_folder() if path == "smollm2" else smollm2_llava_folder()
+        local = smollm2_folder()
     if local.is_dir():
         if revision is not None:
             raise BackboneError(

