@@ -180,8 +180,9 @@ def rehearsed(
         raise DatasetError("data.rehearse: the model before training gave no answer that ends. Raise max_new_tokens.")
     out = len(pairs) + without - len(made)
     left = f"; {out} were empty, did not end or were asked before, and are left out" if out else ""
-    said = f"{len(trained)} samples on the target's pictures" + (f", {len(held)} more held out" if held else "")
-    said += f", {len(own)} of them without a picture" if without else ""
+    alone = sum(not row.images for row in trained)
+    told = f"samples, {alone} of them without a picture" if without else "samples on the target's pictures"
+    said = f"{len(trained)} {told}" + (f", {len(held)} more held out" if held else "")
     return trained, held, f"Rehearsal: {said}, {where}{left}."
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,13 +49,14 @@ class CandidateCollate:
         return batch
 
     def length(self, sample: Sample, length: int) -> int:
-        """Tokens that a sample takes, of which the one with its true answer has ``length``."""
-        texts = list(candidates(sample))
+        """Tokens that a sample takes, padding included, of which the row of its true answer has ``length``."""
+        form, texts = self.collate.format, candidates(sample)
+        rows = [len(form.tokens(form.render(answered(sample, text)))[0]) for text in texts]
+        true = rows.pop(texts.index(sample.answer))
         if self._packed is None:
-            return length * len(texts)
-        texts.remove(sample.answer)
-        read: Any = self.collate.format.tokenizer
-        return length + sum(len(read(text, add_special_tokens=False)["input_ids"]) + 2 for text in texts)
+            return len(texts) * (length + max(0, *(row - true for row in rows))) if rows else length
+        asked = len(form.prompt_tokens(form.render(sample)))
+        return length + sum(row - asked + 1 for row in rows)  # the question's last token is in each
 
 
 def answered(sample: Sample, text: str) -> Sample:

@@ -25,7 +25,7 @@ from mllm_lit.reports.view import Column, Row, View
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mllm_lit.studies.study import Correlated, Shown, Spread
+    from mllm_lit.studies.study import Correlation, Shown, Spread
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
 NOISE = (
@@ -67,7 +67,7 @@ def tables(view: View) -> list[Block]:
         if not view.study.file.tables:
             blocks += every_score(view)
         blocks.append(Text(NOISE))
-        blocks += [correlated(view, one) for one in view.study.file.correlations]
+        blocks += [correlation(view, one) for one in view.study.file.correlations]
         blocks += [spread(view, one) for one in view.study.file.spreads]
     for paper in view.study.file.paper:
         head = list(dict.fromkeys(column for row in paper.rows.values() for column in row))
@@ -76,7 +76,7 @@ def tables(view: View) -> list[Block]:
     return blocks
 
 
-def correlated(view: View, asked: "Correlated") -> Block:
+def correlation(view: View, asked: "Correlation") -> Block:
     """Whether one score goes with another, within each value of an axis."""
     title = asked.title or f"{asked.score} and {asked.by}"
     try:

@@ -85,7 +85,7 @@ class Shown(msgspec.Struct, forbid_unknown_fields=True):
     at: Annotated[str, msgspec.Meta(pattern=r"^(end|least(\+\d+)?|epoch \d+)$")] = "end"
 
 
-class Correlated(msgspec.Struct, forbid_unknown_fields=True):
+class Correlation(msgspec.Struct, forbid_unknown_fields=True):
     """Whether one score goes with another: Spearman's rank correlation, over runs and over means of rows.
 
     Attributes:
@@ -141,7 +141,7 @@ class StudyFile(msgspec.Struct, forbid_unknown_fields=True):
     start: Literal["keep", "merge"] = "keep"
     claims: list[Claim] = []
     tables: list[Shown] = []
-    correlations: list[Correlated] = []
+    correlations: list[Correlation] = []
     spreads: list[Spread] = []
     paper: list[Paper] = []
     slurm: Options = {}
@@ -378,6 +378,8 @@ def _check(study: Study, path: Path) -> None:
         known(f"the table of {table.score}", [table.columns])
     for one in file.correlations:
         known(f"the correlation of {one.score}", [one.columns])
+        if one.columns == SEED:
+            raise StudyError(f"{path}: the correlation of {one.score} is over seeds, so columns: seed cannot be had.")
     for spread in file.spreads:
         known(f"the spread of {spread.score}", spread.over)
     for axis, values in axes.items():

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,6 +137,8 @@ def test_a_folder_without_locks_is_a_reason(tiny_folder: Path, tmp_path: Path, m
         cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 9), probe, folder=tmp_path / "kept")
     assert cache is None
     assert "cannot be locked: No locks available" in told
+    tower = type(backbone.model.get_submodule(backbone.layout.vision[0]))
+    monkeypatch.delattr(sys.modules[tower.__module__], "__file__")  # as in a notebook
     cache, told = cache_if_it_pays(backbone, (), auto.Looks(2, 2), probe, folder=tmp_path / "kept")
     assert cache is not None, "other runs will look at them again"
     assert told.endswith(f"for 2 looks, in {tmp_path / 'kept'}.")

@@ -1,7 +1,7 @@
 """A frozen vision encoder sees each picture once; what it made of it is kept, ahead of the connector."""
 
 import hashlib
-import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -167,8 +167,9 @@ class VisionCache:
         assert self._tower is not None
         config: Any = self._tower.config
         weight = next(self._tower.parameters())
-        code = Path(inspect.getfile(type(self._tower))).read_bytes()
-        versions = torch.__version__, version("transformers"), hashlib.sha256(code).hexdigest()
+        file = getattr(sys.modules.get(type(self._tower).__module__), "__file__", None)  # a notebook has none
+        code = "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        versions = torch.__version__, version("transformers"), code
         threads = torch.get_num_threads() if pixels.device.type == "cpu" else 0  # by which a CPU's rounding differs
         told = [self._identity, weight.dtype, config._attn_implementation, versions, pixels.device.type, threads]
         name = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
