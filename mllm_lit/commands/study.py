@@ -54,7 +54,10 @@ def main(args: Sequence[str] | None = None) -> None:
     study = read_study(study_file(options.study), [study_file(given) for given in options.overlays])
     file = options.results / f"{study.file.name}.json"
     kept = None if options.anew else read_results(file)
-    store = Store(options.runs.absolute(), {} if kept is None else kept.summaries())
+    # An overlay often leaves cells of the study as they are.
+    plain = options.results / f"{read_study(study_file(options.study)).file.name}.json"
+    found = [] if options.anew else [results for one in (plain, file) if (results := read_results(one)) is not None]
+    store = Store(options.runs.absolute(), {key: told for one in found for key, told in one.summaries().items()})
     plan = plan_of(study, store)
     tools = Tools(ROOT / "tools" if CHECKOUT else None, options.trust)
     if options.command == "run" and not options.dry_run:
@@ -63,6 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
         try:
             states = runner.run()
         except Stopped:
+            write_results(collect(plan, store, kept), file)
             sys.exit("Stopped; what was running has saved. The same command goes on.")
         tell(states, store)
         write_results(collect(plan, store, kept), file)

@@ -86,8 +86,8 @@ class Plan:
     def __init__(self, study: Study, facts: Facts, summary: Summaries) -> None:
         self.study, self.summary = study, summary
         self.facts = cache_by_words(facts)
-        self.tried: dict[tuple[tuple[str, str], ...], tuple[dict[float, float], dict[str, str]]] = {}
-        """Of every choice that is made, by the labels that it was made for: rate -> score, and rate -> key."""
+        self.tried: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+        """Of every choice that is made, by the labels that it was made for: rate -> score."""
 
     def cells(self) -> list[Cell]:
         """Every cell, such as others depend on before them; none twice."""
@@ -182,8 +182,7 @@ class Plan:
         known = {rate: found for rate, found in zip(rates, scores, strict=True) if found is not None}
         if len(known) < len(rates):
             return None, cells
-        keys = {text(rate): str(cell.key) for rate, cell in zip(rates, cells, strict=True)}
-        self.tried[tuple(named.items())] = known, keys
+        self.tried[tuple(named.items())] = known
         return best(known), cells
 
     def _runs(self) -> Iterator[Labels]:

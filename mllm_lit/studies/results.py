@@ -1,5 +1,6 @@
 """What the finished cells of a study have found, as it is kept beside the code and as reports read it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,25 @@ class Rate(msgspec.Struct):
         labels: Of the axes along which it was chosen.
         chosen: The rate.
         tried: Rate -> score on the validation split.
-        keys: Rate -> key of the cell.
     """
 
     labels: Labels
     chosen: float
     tried: dict[str, float]
-    keys: dict[str, str] = {}
+
+
+class Tried(msgspec.Struct):
+    """A finished cell that is there to choose a rate.
+
+    Attributes:
+        key: As of :class:`Result`.
+        labels: Of the axes along which it is chosen, and the rate.
+        scores: By name: what rates can be chosen by.
+    """
+
+    key: str
+    labels: Labels
+    scores: dict[str, float]
 
 
 class Results(msgspec.Struct):
@@ -70,6 +83,7 @@ class Results(msgspec.Struct):
         missing: The others.
         rates: Chosen on the validation split.
         settings: Such as all cells have; a file has them once.
+        tried: Finished cells that choose rates, whether their choice is made or not.
     """
 
     study: str
@@ -77,14 +91,13 @@ class Results(msgspec.Struct):
     missing: list[Missing] = []
     rates: list[Rate] = []
     settings: dict[str, Any] = {}
+    tried: list[Tried] = []
 
     def summaries(self) -> dict[str, dict[str, Any]]:
-        """Of finished cells by key; of those that chose a rate, the score by which they did, under every name."""
+        """Of finished cells by key; of those that choose a rate, what it can be chosen by."""
         found = {cell.key: cell.summary for cell in self.cells if cell.key}
-        for rate in self.rates:
-            for value, key in rate.keys.items():
-                score = rate.tried[value]
-                found[key] = {"target": {"after": score}, "tradeoff": dict.fromkeys(TRADEOFF, score)}
+        for one in self.tried:
+            found[one.key] = {"target": {"after": one.scores["target"]}, "tradeoff": one.scores}
         return found
 
 
@@ -125,6 +138,12 @@ def write_results(results: Results, file: Path) -> None:
     file.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
 
+def scores_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Those by which a rate can be chosen; without sources there is the target's alone."""
+    trade = summary["tradeoff"]
+    return {"target": summary["target"]["after"]} | {name: trade[name] for name in TRADEOFF if name in trade}
+
+
 def collect(plan: Plan, store: Store, kept: Results | None = None) -> Results:
     """What is known of a study: what its cells have found, how rates were chosen, and what is not finished.
 
@@ -149,10 +168,15 @@ def collect(plan: Plan, store: Store, kept: Results | None = None) -> Results:
             state = states.get(tuple(cell.labels.items()), store.state(cell))
             missing.append(Missing(cell.labels, state, str(log) if cell.key and log.is_file() else None))
     rates = [
-        Rate(dict(labels), best(tried), {text(rate): score for rate, score in tried.items()}, keys)
-        for labels, (tried, keys) in plan.tried.items()
+        Rate(dict(labels), best(tried), {text(rate): score for rate, score in tried.items()})
+        for labels, tried in plan.tried.items()
     ]
-    if kept is not None:
+    if kept is not None and old:
         chosen = [rate.labels for rate in rates]
-        rates += [rate for rate in kept.rates if not rate.keys and rate.labels not in chosen]
-    return Results(plan.study.file.name, cells, missing, rates)
+        rates += [rate for rate in kept.rates if rate.labels not in chosen]
+    tried = [
+        Tried(str(cell.key), cell.labels, scores_of(summary))
+        for cell in plan.cells()
+        if cell.choosing and (summary := store.summary(cell)) is not None
+    ]
+    return Results(plan.study.file.name, cells, missing, rates, tried=tried)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -78,6 +79,26 @@ def test_results_that_are_kept_stand_for_runs_that_are_not_here(tmp_path: Path) 
     (tmp_path / "kept.json").write_text("[]")
     with pytest.raises(StudyError, match="holds no results of a study"):
         read_results(tmp_path / "kept.json")
+
+
+def test_rates_that_were_tried_are_kept_before_the_choice_is_made(tmp_path: Path) -> None:
+    """And serve a study that chooses by another score: the cells are the same."""
+    plan, store = planned(tmp_path)
+    Local(plan, store, tools(tmp_path / "tools")).run()
+    tried = [cell for cell in plan.cells() if cell.choosing]
+    shutil.rmtree(store.run(tried[-1]))
+    results = collect(Plan(plan.study, told, store.summary), store)
+    assert ([one.key for one in results.tried], results.rates) == ([cell.key for cell in tried[:-1]], [])
+    assert all(one.scores.keys() == {"target", "H"} for one in results.tried)
+    write_results(results, tmp_path / "kept.json")
+    read = read_results(tmp_path / "kept.json")
+    assert read is not None
+    elsewhere = Store(tmp_path / "nothing", read.summaries())
+    for score in ("target", "H"):
+        changed, _ = planned(tmp_path, rate=STUDY["rate"] | {"score": score})
+        again = Plan(changed.study, told, elsewhere.summary)
+        states = elsewhere.states(cell for cell in again.cells() if cell.choosing)
+        assert [state for _, state in states] == ["done"] * 2 + ["to do"]
 
 
 def test_a_cell_that_fails_keeps_its_log_and_stops_only_what_depends_on_it(
