@@ -6,6 +6,7 @@ from mllm_lit.backbones.layout import Layout, LayoutError, Role, find_layout
 from mllm_lit.backbones.load import Backbone, LoadedBackbone
 from mllm_lit.backbones.original import OriginalBackbone
 from mllm_lit.backbones.parts import ComposedBackbone
+from mllm_lit.backbones.smollm2_llava import SmolLM2LLaVA
 from mllm_lit.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "LoadedBackbone",
     "OriginalBackbone",
     "Role",
+    "SmolLM2LLaVA",
     "VisionCache",
     "find_layout",
 ]

@@ -1,8 +1,9 @@
 """A multimodal LLM made out of SmolLM2-135M-Instruct: what was trained comes with the package, the LLM from another."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from mllm_lit.backbones.load import EMBEDDED
 from mllm_lit.backbones.parts import ComposedBackbone
 from mllm_lit.errors import BackboneError
 from mllm_lit.seed import seeded
@@ -23,6 +24,9 @@ class SmolLM2LLaVA(ComposedBackbone):
     Args:
         **shared: The arguments of :class:`Backbone`, ``path`` and ``revision`` aside.
     """
+
+    shipped: ClassVar[set[Path]] = {EMBEDDED, TRAINED}
+    """Folders of this package that it is read from."""
 
     def __init__(self, **shared: Any) -> None:
         weights = str(TRAINED / CONNECTOR)

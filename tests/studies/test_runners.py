@@ -53,6 +53,8 @@ def test_everything_is_run_once_and_in_order(tmp_path: Path) -> None:
     merged = next(cell for cell in results.cells if cell.labels == {"method": "wise_ft", "seed": "2"})
     assert (merged.summary["target"]["after"], merged.summary["sources"]["s"]["after"]) == (15, 85)
     assert merged.summary["sources"]["s"]["forgetting"] == 5
+    assert merged.summary["tradeoff"]["A_S_normalised"] == pytest.approx(100 * 85 / 90)
+    assert merged.summary["scores"] == {"after": {"s": {"nll": 0.5}}}
 
 
 def test_the_first_seed_of_everything_is_run_first(tmp_path: Path) -> None:

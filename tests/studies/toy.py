@@ -39,7 +39,8 @@ words = sys.argv[1:]
 if Path(sys.argv[0]).name == "merge.py":
     folder = Path(words[0]) / "merges" / words[2]
     folder.mkdir(parents=True)
-    points = [{"label": f"alpha {i / 10:.2f}", "target": 10 + i, "sources": {"s": 90 - i}, "tradeoff": {"H": 40 + i}}
+    points = [{"label": f"alpha {i / 10:.2f}", "target": 10 + i, "sources": {"s": 90 - i}, "tradeoff": {"H": 40 + i},
+               "scores": {"s": {"nll": i / 10}}}
               for i in range(11)]
     (folder / "merge.json").write_text(json.dumps({"points": points}))
     sys.exit()

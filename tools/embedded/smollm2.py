@@ -25,6 +25,7 @@ def pack(adapter: Path, out: Path) -> None:
     for file, tensors, told in ((CONNECTOR, load_file(adapter / CONNECTOR_FILE), {}), (LORA, pairs, scale)):
         rounded = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
         save_file(rounded, out / file, metadata={"format": "pt", **told})
+        (out / file).chmod(0o644)  # safetensors writes for its owner alone
     write_licences(
         out,
         "What SmolLM2 was given",

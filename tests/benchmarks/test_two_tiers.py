@@ -1,0 +1,28 @@
+"""Orderings of methods on two models: which pairs agree, and which are clear."""
+
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def tier(**methods: list[float]) -> dict[str, dict[str, dict[str, float]]]:
+    """Every score of methods, the same values for all; a value a seed."""
+    values = {name: {str(seed): value for seed, value in enumerate(own)} for name, own in methods.items()}
+    return dict.fromkeys(("target", "A_S_normalised", "H", "O"), values)
+
+
+def test_a_pair_counts_as_clear_where_all_seeds_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from two_tiers import compare
+
+    first = tier(a=[1, 2], b=[3, 4], c=[5, 0], only_here=[9, 9])
+    second = tier(a=[10, 20], b=[30, 40], c=[0, 1], d=[1, 1])
+    side_by_side, agreement = compare(first, second)
+    assert [row[0] for row in side_by_side.rows] == ["a", "b", "c"]
+    # a < b on both, and clear; c is last on the second, and its seeds disagree on the first.
+    told: list[Any] = agreement.rows[0]
+    assert told[0] == "target"
+    assert told[1] == pytest.approx(0.5)  # ranks 1, 3, 2 and 2, 3, 1
+    assert told[2:] == ["2 of 3", "1 of 1"]
