@@ -83,6 +83,30 @@ def test_the_docs_show_what_was_measured_of_evaluation() -> None:
         assert f"| {tokens} | {row} |" in text
 
 
+def test_the_tutorial_shows_what_its_two_runs_reached() -> None:
+    text = (REPOSITORY / "docs" / "build_your_own.md").read_text(encoding="utf-8")
+    results = REPOSITORY / "benchmarks" / "results"
+    first, second = (json.loads((results / f"smollm2_{run}.json").read_text()) for run in ("pretrain", "instruct"))
+    rows = [(first["target"], ""), (first["target"], "nll_"), (second["target"], "")]
+    rows += [(second["sources"][name], "") for name in ("captions", "vqa", "gqa", "questions")]
+    rows.append((second["sources"]["text"], "nll_"))
+    for row, kind in rows:
+        before, after = (f"{row[kind + end]:.{2 if kind else 1}f}" for end in ("before", "after"))
+        assert f"| {before} | {after} |" in text
+    for run in (first, second):
+        cost = run["cost"]
+        assert f"{cost['steps']:,} steps in {cost['train_seconds']:,.0f} s" in text
+        assert f"{cost['tokens_per_second']:.0f} tokens a second" in text
+        assert f" {cost['peak_memory_bytes'] / 2**30:.1f} GiB" in text
+    asked = json.loads((results / "letters.json").read_text())["models"]
+    told = text + (REPOSITORY / "docs" / "studies" / "smollm2.md").read_text(encoding="utf-8")
+    for model, pages in (("embedded", 2), ("embedded_after_exercises", 1), ("smollm2_llava", 2)):
+        shares = [asked[model][f"letter, {choices} choices"]["right"] for choices in (2, 3, 4, 5)]
+        assert told.count(f" | {' | '.join(f'{share:.1f}' for share in shares)} |") == pages, model
+    shipped = REPOSITORY / "mllm_lit" / "backbones" / "smollm2_trained"
+    assert f"{sum(file.stat().st_size for file in shipped.iterdir()) / 1e6:.1f} MB" in text
+
+
 @pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "studies").glob("*.md")), ids=lambda page: page.stem)
 def test_pages_of_studies_have_the_tables_of_their_results(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))

