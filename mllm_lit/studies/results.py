@@ -139,8 +139,12 @@ def write_results(results: Results, file: Path) -> None:
 
 
 def scores_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Those by which a rate can be chosen; without sources there is the target's alone."""
-    trade = summary["tradeoff"]
+    """Those by which a rate can be chosen; without sources there is the target's alone.
+
+    >>> scores_of({"target": {"after": 50.0}, "tradeoff": None})
+    {'target': 50.0}
+    """
+    trade = summary["tradeoff"] or {}
     return {"target": summary["target"]["after"]} | {name: trade[name] for name in TRADEOFF if name in trade}
 
 
