@@ -107,6 +107,19 @@ def test_the_tutorial_shows_what_its_two_runs_reached() -> None:
     assert f"{sum(file.stat().st_size for file in shipped.iterdir()) / 1e6:.1f} MB" in text
 
 
+def test_the_tiers_are_compared_by_what_the_study_found() -> None:
+    text = (REPOSITORY / "docs" / "embedded.md").read_text(encoding="utf-8")
+    cells = json.loads((REPOSITORY / "benchmarks/results/studies/smollm2_letters.json").read_text())["cells"]
+    own = {cell["labels"]["backbone"]: cell["summary"] for cell in cells if cell["labels"]["answer"] == "letter"}
+    tiers = [own[name] for name in ("embedded", "smollm2")]
+    assert "| " + " | ".join(f"{one['cost']['train_seconds']:.0f} s" for one in tiers) + " |" in text
+    scores = [f"{one['target']['before']:.1f} / {one['target']['after']:.1f}" for one in tiers]
+    assert f"| {' | '.join(scores)} |" in text
+    reached = json.loads((REPOSITORY / "benchmarks/results/smollm2_instruct.json").read_text())["sources"]
+    told = "easy-VQA {vqa:.1f}, GQA format {gqa:.1f}".format(**{name: row["after"] for name, row in reached.items()})
+    assert told in text
+
+
 @pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "studies").glob("*.md")), ids=lambda page: page.stem)
 def test_pages_of_studies_have_the_tables_of_their_results(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
