@@ -106,8 +106,8 @@ class Watch:
         self.progress.console.print(f"{cell.key} {cell.name}: {what}", highlight=False, markup=False)
 
 
-class Stopped(Exception):
-    """The runner was asked to end."""
+class Stopped(BaseException):
+    """The runner was asked to end; no ``Exception``, since the parser takes one for a wrong setting."""
 
 
 @contextmanager

@@ -8,13 +8,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import _typehints
 
 from mllm_lit.studies import Local, Plan, Slurm, Store, StudyError, collect, read_results, write_results
-from mllm_lit.studies.runners import duration, executor_of
+from mllm_lit.studies.identity import facts
+from mllm_lit.studies.runners import Stopped, duration, executor_of, handled, stop
 from tests.studies.toy import PYTHON, RUNNER, STUDY, alive, calls, planned, told, tools
 
 ONE: dict[str, Any] = {"axes": {"seed": [1, 2, 3, 4]}, "rate": {"rates": [0.01]}}
@@ -170,6 +173,22 @@ def test_a_runner_that_is_stopped_has_its_cells_save_and_they_go_on(tmp_path: Pa
     assert states(plan, store) == ["done"] * 4
     logs = [store.file(cell, ".log").read_text() for cell in plan.cells()]
     assert ["saved" in log and "goes on" in log for log in logs] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("moment", [1, 30, 100])
+def test_a_stop_while_settings_are_read_is_not_taken_for_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    read, looks = _typehints.adapt_typehints, count(1)
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        if next(looks) == moment:
+            signal.raise_signal(signal.SIGTERM)
+        return read(*given, **named)
+
+    monkeypatch.setattr(_typehints, "adapt_typehints", stopped)
+    with handled({signal.SIGTERM: stop, signal.SIGINT: stop}), pytest.raises(Stopped):
+        facts(["--config", "configs/scienceqa_full.yaml", "--data", "configs/tasks/scienceqa.yaml"])
 
 
 def test_cells_of_a_runner_that_was_killed_are_left_to_end_and_not_started_twice(tmp_path: Path) -> None:
