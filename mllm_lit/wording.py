@@ -73,15 +73,18 @@ def words(error: BaseException) -> str:
     text = str(last)
     if isinstance(last, NSKeyError) and (named := NO_OPTION.search(text)):
         return no_option(place, classes, text, named[1], last)
-    if named := NO_NAME.search(text):
-        option = option_of(place)
-        likely = near(named[1], short_names())
-        hint = f"; did you mean {likely}?" if likely else "."
-        return f"{place} {named[1]}: " + (unknown(option, named[1]) if option else f"no such file or class{hint}")
-    if isinstance(last, AttributeError) and last.name and (likely := near(last.name, dir(last.obj))):
-        return f"{place}: {text}; did you mean {likely}?"
     outer = str(chain[-2]) if len(chain) > 1 else ""
     whole = outer if outer.startswith("Does not validate against any of the Union") else text
+    if named := NO_NAME.search(text):
+        if option := option_of(place):
+            return f"{place} {named[1]}: {unknown(option, named[1])}"
+        choices, kinds = values_of(EXPECTED.findall(whole))
+        values = ", ".join([*choices, *(kind for kind in kinds if kind == "null")])
+        others = f"; other values are {values}" if choices else ""
+        hint = f"; did you mean {likely}?" if (likely := near(named[1], [*short_names(), *choices])) else "."
+        return f"{place} {named[1]}: no such file or class{others}{hint}"
+    if isinstance(last, AttributeError) and last.name and (likely := near(last.name, dir(last.obj))):
+        return f"{place}: {text}; did you mean {likely}?"
     if expected := EXPECTED.findall(whole):
         given = value[1] if (value := GIVEN.search(whole)) else "something else"
         return not_a_value(place, given, expected)
@@ -113,6 +116,14 @@ def no_option(place: str, classes: list[str], text: str, name: str, error: Any) 
 
 def not_a_value(place: str, given: str, expected: list[str]) -> str:
     """What is said of a value that is none of what is expected, in jsonargparse's words for types."""
+    choices, kinds = values_of(expected)
+    likely = near(given, choices)
+    said = ", ".join(dict.fromkeys([*choices, *kinds]))
+    return f"{place} is {given!r}, expected {said}" + (f"; did you mean {likely}?" if likely else ".")
+
+
+def values_of(expected: list[str]) -> tuple[list[str], list[str]]:
+    """Values that jsonargparse expects, and types of others."""
     choices: list[str] = []
     kinds: list[str] = []
     for one in expected:
@@ -121,9 +132,7 @@ def not_a_value(place: str, given: str, expected: list[str]) -> str:
         else:
             named = re.fullmatch(r"<class '(?:.*\.)?(\w+)'>", one)
             kinds.append({"NoneType": "null"}.get(named[1], named[1]) if named else one)
-    likely = near(given, choices)
-    said = ", ".join(dict.fromkeys([*choices, *kinds]))
-    return f"{place} is {given!r}, expected {said}" + (f"; did you mean {likely}?" if likely else ".")
+    return choices, kinds
 
 
 def duration(seconds: float) -> str:

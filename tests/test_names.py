@@ -94,6 +94,7 @@ def test_a_backbone_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("--model.adapter LoRa", r"model\.adapter LoRa: there is no such file or name; did you mean lora"),
         ("--model.adapter mllm_lit.adapters.Lora", r"did you mean LoRA\?"),
         ("--data scienceqaa", r"data scienceqaa: .* did you mean scienceqa, scienceqa_img or scienceqa_shuffled\?"),
+        ("--model.vision_cache disk", r"model\.vision_cache disk: no such file .*; other values are auto, null\."),
         ("--data.task conversation", r"data\.task conversation: no such file or class; did you mean conversations\?"),
         ("--data.sources nonsense", r"data\.sources nonsense: .* names are embedded, .*, spider\."),
         ("--trainer dddp", r"trainer dddp: .* did you mean ddp\?"),
