@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from models import asked, random_model
+from report import write_report
 
 from mllm_lit.answers import Answers, answer_nll, answers_of_whole_rows, greedy_answers
 from mllm_lit.backbones import Backbone
@@ -197,11 +198,7 @@ def main() -> None:
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ Run from the root of a checkout: the miniatures and the faults are those of ``te
 """
 
 import argparse
-import json
 import platform
-import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.report import write_report
 from mllm_lit.summary import commit
 from tests.tasks.faults import fuzz
 
@@ -46,10 +45,7 @@ def main() -> None:
         "commit": commit(), "device": platform.machine(),
         "versions": {name: version(name) for name in ("msgspec", "datasets", "pyarrow")},
     }  # fmt: skip
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

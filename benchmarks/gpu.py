@@ -33,6 +33,7 @@ from evaluation import QUESTIONS, average, embedded_rows, measure
 from importance_step import MAKERS, parameters, peak_bytes, reset_peak, seconds
 from machine import made_with
 from models import asked, llava_15
+from report import write_report
 from trainers import answers_labelled, conversations
 
 from mllm_lit.backbones import Backbone, LoadedBackbone, find_layout
@@ -417,11 +418,7 @@ def main() -> None:
         found = bench.part("evaluation", lambda: evaluation(bench))
         report["evaluation"] = {"all": found} if "error" in found else found
         report["seconds"] = time.perf_counter() - bench.begun
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import made_with
+from report import write_report
 
 REPOSITORY = Path(__file__).parents[1]
 CHOICE = re.compile(r"\b[A-E]\.")
@@ -54,11 +55,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as place:
             rows = answers(model, options.data, options.samples, Path(place))
         found["models"][Path(model).name] = shares(rows)
-    text = json.dumps(found, indent=1)
-    if options.out is None:
-        sys.stdout.write(f"{text}\n")
-    else:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(found, options.out)
 
 
 if __name__ == "__main__":

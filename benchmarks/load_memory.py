@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import write_report
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -180,11 +181,7 @@ def main() -> None:
         "device": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "safetensors")},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from machine import made_with
+from report import write_report
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,11 +44,7 @@ def main() -> None:
         wall = time.perf_counter() - begin
         (path,) = Path(place).glob("*/version_0/summary.json")
         summary = json.loads(path.read_text(encoding="utf-8"))
-    text = json.dumps({"wall_seconds": wall, **machine, **summary}, indent=1)
-    if options.out is None:
-        sys.stdout.write(f"{text}\n")
-    else:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report({"wall_seconds": wall, **machine, **summary}, options.out)
 
 
 if __name__ == "__main__":

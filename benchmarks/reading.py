@@ -6,12 +6,13 @@ python benchmarks/reading.py --out benchmarks/results/reading.json
 import argparse
 import json
 import platform
-import sys
 import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from report import write_report
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.summary import commit
@@ -95,10 +96,7 @@ def main() -> None:
         "commit": commit(), "device": f"{platform.machine()}, one thread",
         "versions": {"python": platform.python_version(), "msgspec": version("msgspec")},
     }  # fmt: skip
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ annotators each, against the official algorithm as it is defined, loop by loop. 
 """
 
 import argparse
-import json
 import platform
 import random
 import re
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from report import write_report
 
 from mllm_lit.metrics import caption_scores, vqa_accuracy
 from mllm_lit.metrics.ptb import _chunk, tokenize_all
@@ -201,11 +201,7 @@ def main() -> None:
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("pycocoevalcap", "numpy")}},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

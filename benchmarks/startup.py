@@ -25,6 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from report import write_report
+
 REPOSITORY = Path(__file__).parents[1]
 ROWS = {"train": 12_000, "val": 500, "test": 500}
 MARK = "startup mark "
@@ -184,10 +186,7 @@ def main() -> None:
         "device": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "peft", "jsonargparse")},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

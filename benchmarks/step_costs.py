@@ -9,9 +9,7 @@ one.
 """
 
 import argparse
-import json
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 from machine import made_with
+from report import write_report
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -158,11 +157,7 @@ def main() -> None:
             options.repeat,
         ),
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import write_report
 
 from mllm_lit.adapters import Adapter, Full, LoRA
 from mllm_lit.allocator import JOINED, TUNABLES
@@ -150,10 +151,7 @@ def main() -> None:
         "device": f"{platform.machine()}, one thread",
         "versions": {name: version(name) for name in ("torch", "transformers", "lightning", "peft")},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

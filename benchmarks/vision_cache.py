@@ -10,11 +10,9 @@ encoder took no time at all.
 """
 
 import argparse
-import json
 import os
 import platform
 import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import write_report
 from torch import Tensor
 from transformers import LlamaConfig, SiglipVisionConfig
 
@@ -206,11 +205,7 @@ def main() -> None:
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(f"{text}\n")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(f"{text}\n", encoding="utf-8")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":
