@@ -27,7 +27,15 @@ from mllm_lit.errors import check_seed, from_settings, plain_errors
 from mllm_lit.loggers import log_text
 from mllm_lit.module import MLLMModule, check_trainer
 from mllm_lit.names import spelled
-from mllm_lit.parsing import auto_beside_a_class, check_files, classes_by_name, flatten, keep_null, whole_numbers_first
+from mllm_lit.parsing import (
+    auto_beside_a_class,
+    check_files,
+    classes_by_name,
+    flatten,
+    keep_null,
+    whole_numbers_first,
+    whole_values_replace,
+)
 from mllm_lit.run_directory import FOLDER, RunDirectory, claimed_directory, find_last, run_directory
 from mllm_lit.trainer import MLLMTrainer
 from mllm_lit.wording import PlainParser
@@ -73,6 +81,7 @@ class MLLMCLI(LightningCLI):
         check_files(words)
         keep_null()
         auto_beside_a_class()
+        whole_values_replace()
         whole_numbers_first()
         classes_by_name(tasks.Task, tasks)
         set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

@@ -83,6 +83,36 @@ def auto_beside_a_class() -> None:
     _typehints.takes_auto = True  # type: ignore[attr-defined]
 
 
+def whole_values_replace() -> None:
+    """Let a file, name or class on the command line replace what a setting was, with all its options.
+
+    jsonargparse lays it over what stood there where the class is the same one: options of a configuration file that the
+    new file leaves out would go on.
+    """
+    action: Any = _typehints.ActionTypeHint
+    if hasattr(action, "replaces_whole"):
+        return
+    plain: Any = action.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 4 and isinstance(args[2], str):
+            forget_class(args[1], self.dest, args[3].removeprefix(f"--{self.dest}").split(".")[1:])
+        return plain(self, *args, **kwargs)
+
+    action.__call__, action.replaces_whole = call, True
+
+
+def forget_class(settings: Any, name: str, inside: Sequence[str] = ()) -> None:
+    """Take a class and its options out of settings, or one that is an option of it, of that one's, and so on."""
+    for part in (part for part in inside if part != "init_args"):
+        spec = settings.get(name)
+        if not _typehints.is_subclass_spec(spec) or not spec.get("init_args"):
+            return
+        settings, name = spec["init_args"], part
+    if _typehints.is_subclass_spec(settings.get(name)):
+        settings.pop(name)
+
+
 def classes_by_name(base: type, module: Any) -> None:
     """Let a class be given by the ``name`` that it has: ``--data.task conversations`` is ``Conversations``.
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from jsonargparse._actions import _ActionConfigLoad
+from jsonargparse._actions import _ActionConfigLoad, previous_config
 from jsonargparse._namespace import NSKeyError
+from jsonargparse._typehints import ActionTypeHint
 
 from mllm_lit.names import PLACES, find, near, unknown
-from mllm_lit.parsing import short_names
+from mllm_lit.parsing import forget_class, short_names
 
 SHOWN = 12
 """Most options that are listed where none is like the one that was given."""
@@ -28,12 +29,20 @@ CLASS = re.compile(r"^Problem with given class_path '([^']*)'")
 class PlainParser(ArgumentParser):
     """jsonargparse's parser; files may be given by name, and an error is a line or two, without the usage."""
 
-    def _check_value_key(self, action: Any, value: Any, key: str, *args: Any, **kwargs: Any) -> Any:
-        """A value of a file: before it is checked, a name becomes the file that it stands for."""
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """A value of a file: before it is checked, a name becomes the file that it stands for.
+
+        Such a one replaces what an earlier file has; options that are written out are laid over it.
+        """
         takes_file = isinstance(action, _ActionConfigLoad) or getattr(action, "_enable_path", False)
         if takes_file and isinstance(value, str) and (option := option_of(key)):
             value = find(option, value)
-        return super()._check_value_key(action, value, key, *args, **kwargs)
+        if isinstance(value, str) and isinstance(action, ActionTypeHint):
+            earlier = None if getattr(self, "_inner_parser", False) else previous_config.get()
+            cfg = cfg and cfg.clone()
+            for settings in filter(None, (earlier, cfg)):
+                forget_class(settings, key)
+        return super()._check_value_key(action, value, key, cfg, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what was received and what was expected or is near, and end with status 2.

@@ -3,11 +3,13 @@
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mllm_lit.errors import write_whole
+from mllm_lit.run_directory import FOLDER as CHECKPOINTS
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.study import StudyError
 
@@ -81,8 +83,9 @@ class Store:
         write_whole(self.file(cell, ".json"), json.dumps(content, indent=1) + "\n")
 
     def end(self, cell: Cell, status: int) -> None:
-        """Keep what a merge has written, or the status with which a cell failed.
+        """Keep what a merge has written, or the status with which a cell failed; checkpoints of one that is done go.
 
+        What was trained stays in the run directory, for merges and later stages, without the optimizer's state.
         A run that was interrupted ends with status 0 and without a summary; it goes on where it is started again.
         """
         if status:
@@ -90,6 +93,8 @@ class Store:
         elif cell.merge is not None:
             written = self.run(cell) / "merges" / cell.merge.method / "merge.json"
             write_whole(self.file(cell, ".merge.json"), written.read_text(encoding="utf-8"))
+        elif (self.run(cell) / "summary.json").is_file():
+            shutil.rmtree(self.run(cell) / CHECKPOINTS, ignore_errors=True)
 
     def fail(self, cell: Cell, how: str) -> None:
         """Write down how a cell failed."""

@@ -168,11 +168,14 @@ def test_a_runner_that_is_stopped_has_its_cells_save_and_they_go_on(tmp_path: Pa
     assert said.strip().endswith("stopped")
     assert not [call for call in calls(store) if alive(int(call["pid"]))]
     assert states(plan, store) == ["begun", "begun", "to do", "to do"]
+    kept = [(store.run(cell) / "checkpoints").is_dir() for cell in plan.cells()]
+    assert kept == [True, True, False, False]
     (tmp_path / "go").touch()
     Local(plan, store, tools(tmp_path / "tools"), jobs=4).run()
     assert states(plan, store) == ["done"] * 4
     logs = [store.file(cell, ".log").read_text() for cell in plan.cells()]
     assert ["saved" in log and "goes on" in log for log in logs] == [True, True, False, False]
+    assert not any((store.run(cell) / "checkpoints").exists() for cell in plan.cells())
 
 
 @pytest.mark.parametrize("moment", [1, 30, 100])

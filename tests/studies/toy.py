@@ -47,7 +47,7 @@ if Path(sys.argv[0]).name == "merge.py":
 given = dict(zip(words[::2], words[1::2], strict=True))
 folder = Path(given["--output"]) / given["--experiment"] / given["--version"]
 folder.mkdir(parents=True, exist_ok=True)
-began = (folder / "checkpoint").exists()
+began = (folder / "checkpoints" / "last.ckpt").exists()
 if began:
     print("goes on")
 with open(folder.parent / "calls", "a") as calls:
@@ -55,7 +55,8 @@ with open(folder.parent / "calls", "a") as calls:
 
 
 def save(number, frame):
-    (folder / "checkpoint").touch()
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
     print("saved")
     sys.exit(0)
 
