@@ -104,12 +104,13 @@ def whole_values_replace() -> None:
 
 def forget_class(settings: Any, name: str, inside: Sequence[str] = ()) -> None:
     """Take a class and its options out of settings, or one that is an option of it, of that one's, and so on."""
+    is_class: Any = _typehints.is_subclass_spec
     for part in (part for part in inside if part != "init_args"):
         spec = settings.get(name)
-        if not _typehints.is_subclass_spec(spec) or not spec.get("init_args"):
+        if not is_class(spec) or not spec.get("init_args"):
             return
         settings, name = spec["init_args"], part
-    if _typehints.is_subclass_spec(settings.get(name)):
+    if is_class(settings.get(name)):
         settings.pop(name)
 
 
