@@ -94,6 +94,5 @@ def test_what_is_replaced_and_what_is_laid_over(before: str, words: list[str], p
     inline = "{model: {adapter: {class_path: mllm_lit.adapters.Full, init_args: {lr: 0.5}}}}"
     found: Any = resolved("--config", before, *(inline if word == "inline" else word for word in words))
     for part in place:
-        found = found["init_args"] if "init_args" in found else found
-        found = found[part]
+        found = found.get("init_args", found)[part]
     assert found == value
