@@ -86,8 +86,8 @@ def auto_beside_a_class() -> None:
 def whole_values_replace() -> None:
     """Let a file, name or class on the command line replace what a setting was, with all its options.
 
-    jsonargparse lays it over what stood there: options that the new one leaves out would go on, those of another class, too,
-    where both have one of that name.
+    jsonargparse lays it over what stood there: options that the new one leaves out would go on, those of another class,
+    too, where both have one of that name.
     """
     action: Any = _typehints.ActionTypeHint
     if hasattr(action, "replaces_whole"):
