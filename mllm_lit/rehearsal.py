@@ -20,6 +20,7 @@ from mllm_lit.errors import SettingError, in_range, write_whole, writing
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.objectives.callback import folders
 from mllm_lit.progress import progress_bar
+from mllm_lit.run_directory import one_run_at_a_time
 from mllm_lit.tasks.captions import BRIEF
 from mllm_lit.tasks.vqa import SHORT_ANSWER
 
@@ -152,24 +153,25 @@ def rehearsed(
     for picture, question in pairs:
         digest.update(repr((getattr(picture, "name", str(picture)), question)).encode())
     name = f"rehearsed_{digest.hexdigest()[:16]}.json"
-    found = trainer.strategy.broadcast(next((place / name for place in places if (place / name).is_file()), None))
     own: list[list[str]]
-    if found is not None:
-        answers = json.loads(found.read_text(encoding="utf-8"))
-        answers, own = answers[: len(pairs)], answers[len(pairs) :]
-        where = f"kept in {found}"
-    elif trainer.ckpt_path or trainer.global_step or module.moved:
-        raise SettingError(
-            f"data.rehearse: the answers before training are kept in {name}, which is in none of "
-            f"{', '.join(map(str, places)) or 'no folder'}, and the weights have moved since. Put the file there, or "
-            "start the run anew."
-        )
-    else:
-        answers = answered(trainer, [sample_of(i, *pair, "?") for i, pair in enumerate(pairs)], settings, size)
-        own = asked_itself(trainer, without, settings, seed, size)
-        where = "answered by the model"
-        if places and trainer.is_global_zero:
-            keep(places[0] / name, [*answers, *own])
+    with one_run_at_a_time(trainer, next((place / name for place in places), None)):
+        found = trainer.strategy.broadcast(next((place / name for place in places if (place / name).is_file()), None))
+        if found is not None:
+            answers = json.loads(found.read_text(encoding="utf-8"))
+            answers, own = answers[: len(pairs)], answers[len(pairs) :]
+            where = f"kept in {found}"
+        elif trainer.ckpt_path or trainer.global_step or module.moved:
+            raise SettingError(
+                f"data.rehearse: the answers before training are kept in {name}, which is in none of "
+                f"{', '.join(map(str, places)) or 'no folder'}, and the weights have moved since. Put the file there, "
+                "or start the run anew."
+            )
+        else:
+            answers = answered(trainer, [sample_of(i, *pair, "?") for i, pair in enumerate(pairs)], settings, size)
+            own = asked_itself(trainer, without, settings, seed, size)
+            where = "answered by the model"
+            if places and trainer.is_global_zero:
+                keep(places[0] / name, [*answers, *own])
     triples = [*((*pair, text) for pair, text in zip(pairs, answers, strict=True)), *((None, q, a) for q, a in own)]
     if own:
         order = torch.randperm(len(triples), generator=torch.Generator().manual_seed(seed)).tolist()

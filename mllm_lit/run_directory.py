@@ -1,8 +1,12 @@
 """Which folder a run writes to, and where it resumes."""
 
+import fcntl
 import itertools
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,13 @@ import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from mllm_lit.errors import UserError
+from mllm_lit.errors import UserError, writing
 
 CONFIG = "config.yaml"
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
+POLL = 1.0
+"""Seconds between looks at what another run holds."""
 
 
 class RunDirectoryError(UserError, ValueError):
@@ -106,6 +112,61 @@ def kept_folder(trainer: L.Trainer) -> Path | None:
     """Where runs keep for one another what they find before training (``--keep_before``), if this one does."""
     kept = [one.kept.folder for one in trainer.callbacks if getattr(one, "kept", None) is not None]  # type: ignore[attr-defined]
     return next(iter(kept), None)
+
+
+def lock(file: Path) -> int | None:
+    """Hold a file against other processes, on all machines that share its folder.
+
+    Returns:
+        A file descriptor that holds it as long as it, or a process that has inherited it, is open; ``None`` where
+        somebody else holds it.
+    """
+    held = os.open(file, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+@contextmanager
+def one_run_at_a_time(trainer: L.Trainer, place: Path | None) -> Iterator[None]:
+    """Within it, no other run looks for what is kept at ``place``, or computes it; all ranks enter together.
+
+    Of runs that start at once, one computes, and the others find it when they enter. A run that is killed lets go.
+
+    Args:
+        trainer: Of this run.
+        place: A file or folder in :func:`kept_folder`; nothing is held for any other, which this run has alone.
+
+    Raises:
+        DiskError: The folder cannot be written to, or its file system has no locks.
+    """
+    if place is None or place.parent != kept_folder(trainer):
+        yield
+        return
+    held, waits = None, False
+    try:
+        while True:
+            if trainer.is_global_zero:
+                with writing(place, None, "Choose another --keep_before, or leave it out."):
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    held = lock(place.with_name(f"{place.name}.lock"))
+            # Ranks look in turns instead of waiting in the broadcast, which would give up after half an hour.
+            if trainer.strategy.broadcast(held is not None):
+                break
+            if not waits:
+                rank_zero_info(f"Another run computes what is to be kept in {place}; waiting for it.")
+            waits = True
+            time.sleep(POLL)
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def claim(output: Path, experiment: str, version: str | None, checkpoint: Path | None) -> tuple[Path, bool]:

@@ -23,7 +23,7 @@ from mllm_lit.evaluation.sets import Result, Scores
 from mllm_lit.loggers import log_picture, log_scalars
 from mllm_lit.metrics import tradeoff
 from mllm_lit.module import MLLMModule
-from mllm_lit.run_directory import run_directory
+from mllm_lit.run_directory import one_run_at_a_time, run_directory
 from mllm_lit.summary import scores_table
 
 
@@ -164,20 +164,24 @@ class ForgettingCallback(L.Callback):
 
     def _backbone(self, trainer: L.Trainer, module: MLLMModule, evaluator: Evaluator) -> Result:
         folder = run_directory(trainer)
-        place = None
         # What an adapter or earlier training did to the backbone's own weights, the name of a place does not tell.
         changed = getattr(module.adapter, "mutates", False) or module.moved
-        if self.kept is not None and folder is not None and not changed:
-            place, predictions = self.kept.place(trainer, module, evaluator), folder / "predictions" / "before"
+        if self.kept is None or folder is None or changed:
+            return self._scored(trainer, module, evaluator)
+        place, predictions = self.kept.place(trainer, module, evaluator), folder / "predictions" / "before"
+        with one_run_at_a_time(trainer, place):
             if trainer.strategy.broadcast(place.is_dir()):
                 rank_zero_info(f"Scores before training: those kept in {place}")
                 found = self.kept.load(place, predictions) if trainer.is_global_zero else None
                 return trainer.strategy.broadcast(found)  # type: ignore[return-value]
-        with untuned(module):
-            result = module.evaluate(evaluator, "before", trainer.limit_test_batches)
-        if self.kept is not None and place is not None and trainer.is_global_zero:
-            self.kept.save(place, result, predictions)
+            result = self._scored(trainer, module, evaluator)
+            if trainer.is_global_zero:
+                self.kept.save(place, result, predictions)
         return result
+
+    def _scored(self, trainer: L.Trainer, module: MLLMModule, evaluator: Evaluator) -> Result:
+        with untuned(module):
+            return module.evaluate(evaluator, "before", trainer.limit_test_batches)
 
     def _start(self, trainer: L.Trainer, module: MLLMModule, tested: Evaluator, result: Result) -> Scores:
         """What the backbone scores on the samples of the validations; sources' are mostly among those just answered."""

@@ -16,7 +16,7 @@ from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
 from mllm_lit.objectives.store import Store, key_of, look, name_of, probe, probed_batches
 from mllm_lit.progress import progress_bar
-from mllm_lit.run_directory import kept_folder, run_directory
+from mllm_lit.run_directory import kept_folder, one_run_at_a_time, run_directory
 
 
 class ObjectiveCallback(L.Callback):
@@ -46,24 +46,7 @@ class ObjectiveCallback(L.Callback):
                 "has none. Give data.rehearse.held_out, such as 32, beside data.rehearse.share."
             )
         samples = [*data.train_rows, *held_out]
-        name = name_of(samples, objective, pl_module.loaded.identity, pl_module.start_identity, str(trainer.precision))
-        places = [folder / name for folder in folders(trainer)]
-        found = next((place for place in places if place.is_file()), None)
-        found = trainer.strategy.broadcast(found)
-        if found is None:
-            if trainer.global_step or pl_module.moved:
-                raise ObjectiveError(
-                    f"{type(objective).__name__} needs what the model said before training, which is kept in {name}; "
-                    f"it was not found in {', '.join(str(place.parent) for place in places) or 'any folder'}, and "
-                    "cannot be computed once the weights have moved. Put the file there, or start the run anew."
-                )
-            store = compute(trainer, pl_module, objective, samples)
-            if places and trainer.is_global_zero:
-                store.write(places[0])
-        else:
-            store = Store.read(found, samples)
-            rank_zero_info(f"What the model says before training: kept in {found}")
-        pl_module.before_training = store
+        pl_module.before_training = store = read_or_computed(trainer, pl_module, objective, samples)
         samples, own = data.train_rows, store.counts[: len(data.train_rows)]
         mixed = torch.tensor([bool(sample.source) for sample in samples])
         said = [*told(store), *objective.prepare(store.log_p[: own.sum()], store.sample_nll[: len(own)], mixed)]
@@ -128,6 +111,31 @@ class ObjectiveCallback(L.Callback):
             f"KL to the model before training over {len(logits)} answer tokens: {numbers['objective/kl_whole']:.4f}, "
             f"by the {store.top_ids.shape[1]} kept tokens of each {numbers['objective/kl_kept']:.4f}"
         )
+
+
+def read_or_computed(trainer: L.Trainer, module: Any, objective: Objective, samples: list[Any]) -> Store:
+    """What the model says before training of these samples, read where it is kept, else computed and kept.
+
+    Raises:
+        ObjectiveError: It is not kept, and the weights have moved.
+    """
+    name = name_of(samples, objective, module.loaded.identity, module.start_identity, str(trainer.precision))
+    places = [folder / name for folder in folders(trainer)]
+    with one_run_at_a_time(trainer, next(iter(places), None)):
+        found = trainer.strategy.broadcast(next((place for place in places if place.is_file()), None))
+        if found is not None:
+            rank_zero_info(f"What the model says before training: kept in {found}")
+            return Store.read(found, samples)
+        if trainer.global_step or module.moved:
+            raise ObjectiveError(
+                f"{type(objective).__name__} needs what the model said before training, which is kept in {name}; "
+                f"it was not found in {', '.join(str(place.parent) for place in places) or 'any folder'}, and "
+                "cannot be computed once the weights have moved. Put the file there, or start the run anew."
+            )
+        store = compute(trainer, module, objective, samples)
+        if places and trainer.is_global_zero:
+            store.write(places[0])
+    return store
 
 
 def folders(trainer: L.Trainer) -> list[Path]:

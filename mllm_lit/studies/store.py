@@ -1,6 +1,5 @@
 """The folder that holds the runs of studies: a cell's directory is called by its key, whatever study asks for it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from typing import Any
 
 from mllm_lit.errors import write_whole
 from mllm_lit.run_directory import FOLDER as CHECKPOINTS
+from mllm_lit.run_directory import lock
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.study import StudyError
 
@@ -113,14 +113,7 @@ class Store:
             where somebody else holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.file(cell, ".lock") if cell.merge is None else self.run(cell).with_suffix(".merging")
-        held = os.open(file, os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(held)
-            return None
-        return held
+        return lock(self.file(cell, ".lock") if cell.merge is None else self.run(cell).with_suffix(".merging"))
 
     def locked(self, cell: Cell) -> bool:
         """Whether a cell is being run."""
