@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mllm_lit.errors import HIGHEST_SEED
 from mllm_lit.studies.study import (
     EARLIER,
     SEED,
@@ -219,15 +220,32 @@ def best(tried: Mapping[float, float]) -> float:
 
 
 def cache_by_words(facts: Facts) -> Facts:
-    """The same, asked once for the same words."""
+    """The same, asked once for the same words whatever the seed, which is a setting and nothing else."""
     known: dict[tuple[str, ...], Mapping[str, Any]] = {}
 
     def told(words: Sequence[str]) -> Mapping[str, Any]:
-        if tuple(words) not in known:
-            known[tuple(words)] = facts(words)
-        return known[tuple(words)]
+        rest, seed = without_seed(words)
+        if rest not in known:
+            known[rest] = facts(words)
+        found = known[rest]
+        return found if seed is None else {**found, "settings": {**found["settings"], "seed_everything": seed}}
 
     return told
+
+
+def without_seed(words: Sequence[str]) -> tuple[tuple[str, ...], int | None]:
+    """Words with the seed struck out, and the seed; ``None`` where none is told, or one that has to be read.
+
+    >>> without_seed(["--config", "a.yaml", "--seed_everything", "21"])
+    (('--config', 'a.yaml', '--seed_everything', ''), 21)
+    """
+    if "--seed_everything" not in words:
+        return tuple(words), None
+    place = [*words].index("--seed_everything") + 1
+    seed = words[place]
+    if not seed.isdecimal() or seed != str(int(seed)) or int(seed) > HIGHEST_SEED:
+        return tuple(words), None
+    return (*words[:place], "", *words[place + 1 :]), int(seed)
 
 
 def score(summary: Mapping[str, Any], name: str) -> float:
