@@ -59,7 +59,7 @@ def page_of(view: View) -> Page:
 
 
 def rates(view: View) -> list[Block]:
-    """Rates that were tried, and which was chosen."""
+    """Rates that were tried, which was chosen, and what each scored on target and sources."""
     found = view.results.rates
     axes = list(dict.fromkeys(axis for rate in found for axis in rate.labels))
     tried = sorted({value for rate in found for value in rate.tried}, key=float)
@@ -70,7 +70,16 @@ def rates(view: View) -> list[Block]:
     ]
     score = view.study.file.rate.score if view.study.file.rate else "target"
     note = f"{HEADINGS.get(score, score)} on the validation split, one run a rate; of equal ones the smallest is taken."
-    return [Table("Learning rates", [*axes, "chosen", *tried], rows, note, "rates")] if found else []
+    tables: list[Block] = [Table("Learning rates", [*axes, "chosen", *tried], rows, note, "rates")] if found else []
+    both = [one for one in view.results.tried if "O" in one.scores]  # sources were scored, too
+    axes = list(dict.fromkeys(axis for one in both for axis in one.labels))
+    names = ("target", "A_S", "H", "O")
+    told = [
+        [*(one.labels.get(axis, "") for axis in axes), *(Score([one.scores[name]]) for name in names)] for one in both
+    ]
+    head = [*axes, *(HEADINGS.get(name, name) for name in names)]
+    note = "One run a rate, on the sets that rates are chosen on: a hint of what a rate does to the sources."
+    return tables + ([Table("What each rate scored", head, told, note, "tried")] if both else [])
 
 
 def costs(view: View) -> list[Block]:

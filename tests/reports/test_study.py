@@ -10,7 +10,7 @@ import yaml
 
 from mllm_lit.metrics import tradeoff
 from mllm_lit.reports import write_report
-from mllm_lit.studies.results import Missing, Rate, Result, Results
+from mllm_lit.studies.results import Missing, Rate, Result, Results, Tried
 from mllm_lit.studies.study import Study, read_study
 from tests.reports.page import Page
 from tests.reports.toy import record, summary_of, validation, write_records, write_run
@@ -96,12 +96,17 @@ def test_verdicts_missing_cells_rates_and_other_code(tmp_path: Path) -> None:
     results.cells[4].code = "new"
     results.missing = [Missing({"method": "ia3", "seed": "1"}, "failed", "cells/<k>.log")]
     results.rates = [Rate({"method": "full"}, 0.01, {"0.001": 40.0, "0.01": 45.0})]
+    scores = {"target": 45.0, "A_S": 90.0, "A_T": 45.0, "H": 60.0, "O": 67.5}
+    tried = Tried("k", {"method": "full", "rate": "0.01"}, scores)
+    results.tried = [tried, Tried("l", {"method": "lora", "rate": "0.01"}, {"target": 40.0})]  # no sources were scored
     rate = {"option": "lr", "rates": [0.1]}
     page = write_report(study_of(tmp_path, rate=rate), results, tmp_path / "out", code="newest")
     claim = rows_of(tmp_path / "out" / "claims.csv")["SPIDER keeps more"]
     assert (claim["seeds that show it"], claim["shows here"]) == ("3 of 3", "yes")
     assert float(claim["difference"]) == pytest.approx(statistics.fmean([40.0, 48.0, 29.0]))
     assert rows_of(tmp_path / "out" / "rates.csv")["full"]["chosen"] == "0.01"
+    (row,) = csv.DictReader((tmp_path / "out" / "tried.csv").open(encoding="utf-8"))
+    assert row.items() >= {"method": "full", "rate": "0.01", "target": "45.0", "A^S": "90.0", "O": "67.5"}.items()
     assert rows_of(tmp_path / "out" / "target_and_sources.csv")["full"]["rate"] == "0.1"
     assert rows_of(tmp_path / "out" / "missing.csv")["method ia3, seed 1"]["log"] == "cells/<k>.log"
     cells = list(csv.DictReader((tmp_path / "out" / "cells.csv").open(encoding="utf-8")))
