@@ -79,7 +79,8 @@ def rates(view: View) -> list[Block]:
     ]
     head = [*axes, *(HEADINGS.get(name, name) for name in names)]
     note = "One run a rate, on the sets that rates are chosen on: a hint of what a rate does to the sources."
-    return tables + ([Table("What each rate scored", head, told, note, "tried")] if both else [])
+    title = "What each rate scored"
+    return tables + ([Details(title, [Table(title, head, told, note, "tried")])] if both else [])
 
 
 def costs(view: View) -> list[Block]:
