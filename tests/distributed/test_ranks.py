@@ -102,14 +102,14 @@ def test_kept_scores_reach_every_rank(tiny_folder: Path, tmp_path: Path, name: s
     job = {"backbone": tiny_folder, "data": drawn(tmp_path / "data"), "adapter": "lora", "name": name, "steps": 1}
     job |= {"keep": tmp_path / "kept", "score": True}
     (first,) = together(tmp_path, [{**job, "folder": tmp_path / "first"}])
-    (place,) = (tmp_path / "kept").iterdir()
+    (place,) = (path for path in (tmp_path / "kept").iterdir() if path.is_dir())
     assert json.loads((place / "scores.json").read_text()) == first["before"]
     planted = {name: dict.fromkeys(scores, 12.5) for name, scores in first["before"].items()}
     (place / "scores.json").write_text(json.dumps(planted))
     together(tmp_path, [{**job, "folder": tmp_path / "second"}])
     for rank in range(2):
         assert torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)[0]["before"] == planted
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == [place.name]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {place.name, f"{place.name}.lock"}
 
 
 def test_ddp_as_it_is_does_not_wait_for_a_rank_without_pictures(tiny_folder: Path, tmp_path: Path) -> None:

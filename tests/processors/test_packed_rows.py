@@ -124,6 +124,7 @@ def test_with_adapters(name: str, adapter: str, files: list[Path]) -> None:
         for parameter in net.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.05 * torch.randn_like(parameter)
+    net.double()  # through so large updates fp32 passes the bound on CPUs without AVX-512
     assert why_not_packed(net, Collate(b.processor)) is None
     batch = PackedCollate(Collate(b.processor), share=True, pack=True)(rows)
     same(in_batch(net, batch), alone(b, net, rows))
