@@ -50,7 +50,8 @@ def page_of(view: View) -> Page:
     seeds = sorted({seed_of(cell) for cell in view.results.cells}, key=lambda seed: (len(seed), seed))
     facts = [f"{done} of {done + missing} cells are finished; seeds: {', '.join(seeds) or 'none'}."]
     commits = sorted({str(cell.summary.get("commit"))[:12] for cell in view.results.cells})
-    facts.append(f"Commits: {', '.join(commits)}." if commits else "Nothing was run yet.")
+    nothing = "Only runs that choose rates are finished." if view.results.tried else "Nothing was run yet."
+    facts.append(f"Commits: {', '.join(commits)}." if commits else nothing)
     page = Page(view.study.file.name, view.study.file.question, facts)
     for title, make in SECTIONS.items():
         if blocks := make(view):

@@ -47,11 +47,10 @@ def test_the_second_waits_for_the_first(first: Any, tiny_folder: Path, tmp_path:
     objective = {"class_path": "mllm_lit.objectives.KLToBase", "init_args": {"top_k": 5}}
     config = write_config(tmp_path, tiny_folder, FAMILIES["full"], objective=objective)
     kept = tmp_path / "kept"
-    runs = [
-        Run(config, "--keep_before", str(kept), "--version", name, "--trainer.max_steps", "2", target=target)
-        for name, target in (("one", first), ("two", work))
-        if name == "one" or lock_is_there(kept)
-    ]
+    words = ("--keep_before", str(kept), "--trainer.max_steps", "2", "--version")
+    runs = [Run(config, *words, "one", target=first)]
+    wait_for_scoring(kept)
+    runs.append(Run(config, *words, "two"))
     ended, log = [run.end() for run in runs], runs[0].log.read_text()
     assert ended == [-signal.SIGKILL if first is killed else 0, 0], log
     assert log.count(WAITS) == 1
@@ -61,10 +60,9 @@ def test_the_second_waits_for_the_first(first: Any, tiny_folder: Path, tmp_path:
     assert sum((one / "scores.json").is_file() for one in kept.iterdir()) == 1
 
 
-def lock_is_there(kept: Path) -> bool:
-    """Wait until the first run scores, before the second starts."""
+def wait_for_scoring(kept: Path) -> None:
+    """Until the first run holds the scores."""
     limit = time.monotonic() + 120
     while all(file.name.startswith("before_training") for file in kept.glob("*.lock")):
         assert time.monotonic() < limit
         time.sleep(0.01)
-    return True

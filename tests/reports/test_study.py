@@ -213,6 +213,9 @@ def test_a_study_of_nothing_but_seeds_and_one_without_results(tmp_path: Path) ->
     assert (float(row["target"]), row["seeds"]) == (52.0, "3")
     page = write_report(study_of(tmp_path), Results("methods"), tmp_path / "empty")
     assert "Nothing was run yet." in Page(page.read_text(encoding="utf-8")).text
+    chosen = Results("methods", tried=[Tried("k", {"method": "full", "rate": "0.01"}, {"target": 40.0})])
+    page = write_report(study_of(tmp_path), chosen, tmp_path / "chosen")
+    assert "Only runs that choose rates are finished." in Page(page.read_text(encoding="utf-8")).text
 
 
 def test_a_sequence_has_its_metrics_and_heat_map(tmp_path: Path) -> None:
