@@ -1,5 +1,6 @@
 """A script for a process without this package: put a saved adapter on a model with peft alone, and give its logits."""
 
+import copy
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def main(backbone: Path, batch: Path, folders: list[Path]) -> None:
     for folder in folders:
         model = AutoModelForImageTextToText.from_pretrained(backbone, dtype=torch.float32)
         assert not model.load_state_dict(load_file(folder / "connector.safetensors"), strict=False).unexpected_keys
-        tuned = PeftModel.from_pretrained(model, str(folder)).eval()
+        tuned = copy.deepcopy(PeftModel.from_pretrained(model, str(folder)).eval())  # out of the mapped file: aligned
         with torch.no_grad():
             torch.save(tuned(**inputs, use_cache=False).logits, folder / "logits.pt")
     assert not any(name.startswith("mllm_lit") for name in sys.modules)
