@@ -95,10 +95,12 @@ class Watch:
         """Bring the bar up to date."""
         names = [state for _, state in states]
         done, out = names.count("done"), names.count("failed") + names.count("blocked")
-        said = f"{names.count('running')} running" + (f", {out} failed or blocked" if out else "")
+        running = names.count("running")  # of other runners, too, which share what is left
+        said = f"{running} running" + (f", {out} failed or blocked" if out else "")
         left = len(names) - done - out
         if self.seconds and left:
-            said += f", about {duration(left * sum(self.seconds) / len(self.seconds) / min(self.jobs, left))} left"
+            share = left / min(max(self.jobs, running), left)
+            said += f", about {duration(share * sum(self.seconds) / len(self.seconds))} left"
         self.progress.update(self.bar, completed=done, total=len(names), description=said)
 
     def say(self, cell: Cell, what: str) -> None:

@@ -17,7 +17,8 @@ from jsonargparse import _typehints
 
 from mllm_lit.studies import Local, Plan, Slurm, Store, StudyError, collect, read_results, write_results
 from mllm_lit.studies.identity import facts
-from mllm_lit.studies.runners import Stopped, duration, executor_of, handled, stop
+from mllm_lit.studies.plan import Cell
+from mllm_lit.studies.runners import Stopped, Watch, duration, executor_of, handled, stop
 from tests.studies.toy import PYTHON, RUNNER, STUDY, alive, calls, planned, told, tools
 
 ONE: dict[str, Any] = {"axes": {"seed": [1, 2, 3, 4]}, "rate": {"rates": [0.01]}}
@@ -366,6 +367,15 @@ def test_slurm_is_asked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     with pytest.raises(StudyError, match="Could not detect"):
         executor_of(tmp_path, "slurm", {})
+
+
+@pytest.mark.parametrize(("running", "left"), [(1, "4 min"), (2, "2 min")])
+def test_the_time_that_is_left_counts_what_other_runners_run(running: int, left: str) -> None:
+    watch = Watch(jobs=1)
+    watch.seconds.append(60.0)
+    states = ["done"] + ["running"] * running + ["to do"] * (4 - running)
+    watch.show([(Cell({"method": str(n)}), state) for n, state in enumerate(states)])
+    assert watch.progress.tasks[0].description == f"{running} running, about {left} left"
 
 
 def test_durations() -> None:
