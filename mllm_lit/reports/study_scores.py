@@ -25,7 +25,7 @@ from mllm_lit.reports.view import Column, Row, View
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mllm_lit.studies.study import Correlation, Shown, Spread
+    from mllm_lit.studies.study import Correlation, Shown, Spread, Wins
 
 TRADEOFF = ("A_S", "A_T", "H", "O")
 NOISE = (
@@ -69,6 +69,7 @@ def tables(view: View) -> list[Block]:
         blocks.append(Text(NOISE))
         blocks += [correlation(view, one) for one in view.study.file.correlations]
         blocks += [spread(view, one) for one in view.study.file.spreads]
+        blocks += [wins(view, one) for one in view.study.file.wins]
     for paper in view.study.file.paper:
         head = list(dict.fromkeys(column for row in paper.rows.values() for column in row))
         rows = [[name, *(row.get(column) for column in head)] for name, row in paper.rows.items()]
@@ -108,6 +109,33 @@ def spread(view: View, asked: "Spread") -> Block:
     rows = [[*row, len(own), Score(own), min(own), max(own), max(own) - min(own)] for row, own in found.items()]
     note = f"Over {', '.join(asked.over)}."
     return Table(title, [*axes, "values", "mean", "lowest", "highest", "range"], rows, note, slug(title))
+
+
+def wins(view: View, asked: "Wins") -> Block:
+    """In how many pairs of runs each value of an axis does better than those that are to be beaten."""
+    title = asked.title or f"Better than {', '.join(asked.over)}"
+    place = view.study.rows.index(asked.axis)
+    rows: dict[str, list[str | None]] = {row[place]: [] for row in view.rows}
+    for score in asked.scores:
+        try:
+            values = view.values(score)
+        except ReportError as error:
+            return Text(f"{title}: {error}", warning=True)
+        for rival in asked.over:
+            for label, told in rows.items():
+                pairs = [
+                    (value, beaten[seed])
+                    for row, seeds in values.items()
+                    if row[place] == label != rival
+                    for beaten in [values.get((*row[:place], rival, *row[place + 1 :]), {})]
+                    for seed, value in seeds.items()
+                    if seed in beaten
+                ]
+                won = sum(one < other if view.lower(score) else one > other for one, other in pairs)
+                told.append(f"{won} of {len(pairs)}" if pairs else None)
+    columns = [f"{HEADINGS.get(score, score)} over {rival}" for score in asked.scores for rival in asked.over]
+    note = "Pairs of runs with the same seed and all else the same, in how many of them a row's is better."
+    return Table(title, [asked.axis, *columns], [[label, *told] for label, told in rows.items()], note, slug(title))
 
 
 def every_score(view: View) -> list[Block]:

@@ -115,6 +115,22 @@ class Spread(msgspec.Struct, forbid_unknown_fields=True):
     title: str = ""
 
 
+class Wins(msgspec.Struct, forbid_unknown_fields=True):
+    """How often each value of an axis does better than some of them, in pairs of runs that are else alike.
+
+    Attributes:
+        scores: See :func:`mllm_lit.reports.scores.score_of`.
+        axis: Whose values are compared.
+        over: Labels of the values that are to be beaten.
+        title: Above the table.
+    """
+
+    scores: Annotated[list[str], msgspec.Meta(min_length=1)]
+    axis: str
+    over: Annotated[list[str], msgspec.Meta(min_length=1)]
+    title: str = ""
+
+
 class Paper(msgspec.Struct, forbid_unknown_fields=True):
     """Figures of a paper, shown beside those of the study.
 
@@ -143,6 +159,7 @@ class StudyFile(msgspec.Struct, forbid_unknown_fields=True):
     tables: list[Shown] = []
     correlations: list[Correlation] = []
     spreads: list[Spread] = []
+    wins: list[Wins] = []
     paper: list[Paper] = []
     slurm: Options = {}
 
@@ -382,6 +399,11 @@ def _check(study: Study, path: Path) -> None:
             raise StudyError(f"{path}: the correlation of {one.score} is over seeds, so columns: seed cannot be had.")
     for spread in file.spreads:
         known(f"the spread of {spread.score}", spread.over)
+    for count in file.wins:
+        what = f"wins of {', '.join(count.scores)}"
+        known(what, [count.axis], {count.axis: count.over})
+        if count.axis == SEED:
+            raise StudyError(f"{path}: {what} are counted over seeds, so axis: seed cannot be had.")
     for axis, values in axes.items():
         for label, value in values.items():
             merge = value.merge

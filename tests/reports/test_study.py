@@ -124,6 +124,7 @@ def test_tables_that_a_study_asks_for(tmp_path: Path) -> None:
     more = [
         Result("k", {**c.labels, "task": "b"}, summary_of(c.summary["target"]["after"] / 2, {})) for c in results.cells
     ]
+    results.cells[3].summary["scores"]["after"]["toy"]["nll"] = 0.1  # of spider; all others have 0.25
     results.cells += more[:8]  # the last seed of the last method is missing
     axes = {"task": {"a": {}, "b": {}}, **FILE["axes"]}
     tables = [
@@ -139,6 +140,10 @@ def test_tables_that_a_study_asks_for(tmp_path: Path) -> None:
             {"score": "target", "by": "kl_to_before", "columns": "task"},
         ],
         "spreads": [{"score": "target", "over": ["task", "seed"], "title": "Steady"}],
+        "wins": [
+            {"scores": ["target", "toy.nll"], "axis": "method", "over": ["full", "spider"], "title": "Wins"},
+            {"scores": ["kl_to_before"], "axis": "method", "over": ["full"], "title": "None"},
+        ],
     }
     page = write_report(study_of(tmp_path, axes=axes, claims=[], **asked), results, tmp_path / "out")
     together = rows_of(tmp_path / "out" / "together.csv")["spider"]
@@ -147,6 +152,12 @@ def test_tables_that_a_study_asks_for(tmp_path: Path) -> None:
     assert "There is no score 'kl_to_before'" in Page(page.read_text(encoding="utf-8")).text
     steady = rows_of(tmp_path / "out" / "steady.csv")["full"]
     assert [float(steady[key]) for key in ("values", "lowest", "highest", "range")] == [6, 25, 54, 29]
+    won = rows_of(tmp_path / "out" / "wins.csv")
+    told = {"target over full": "2 of 6", "toy.nll over full": "1 of 6", "target over spider": ""}
+    assert won["spider"].items() >= told.items()
+    assert (won["full"]["target over spider"], won["full"]["toy.nll over spider"]) == ("4 of 6", "0 of 6"), "no ties"
+    assert won["lora $<b>\\frac$"]["target over spider"] == "0 of 5"
+    assert "None: There is no score 'kl_to_before'" in Page(page.read_text(encoding="utf-8")).text
     row = rows_of(tmp_path / "out" / "by_task.csv")["lora $<b>\\frac$"]
     assert [float(row[key]) for key in ("a", "b", "mean")] == pytest.approx([64 / 3, 41 / 4, 1.5 * 41 / 4])
     assert [int(row[key]) for key in ("a seeds", "b seeds", "mean seeds")] == [3, 2, 2]
