@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from jsonargparse import _typehints
 
+import mllm_lit.commands.study as command
 from mllm_lit.studies import Local, Plan, Slurm, Store, StudyError, collect, read_results, write_results
 from mllm_lit.studies.identity import facts
 from mllm_lit.studies.plan import Cell
 from mllm_lit.studies.runners import Stopped, Watch, duration, executor_of, handled, stop
-from tests.studies.toy import PYTHON, RUNNER, STUDY, alive, calls, planned, told, tools
+from tests.studies.toy import PYTHON, RUNNER, STUDY, alive, calls, planned, told, tools, write
 
 ONE: dict[str, Any] = {"axes": {"seed": [1, 2, 3, 4]}, "rate": {"rates": [0.01]}}
 """Four runs."""
@@ -179,6 +180,36 @@ def test_a_runner_that_is_stopped_has_its_cells_save_and_they_go_on(tmp_path: Pa
     logs = [store.file(cell, ".log").read_text() for cell in plan.cells()]
     assert ["saved" in log and "goes on" in log for log in logs] == [True, True, False, False]
     assert not any((store.run(cell) / "checkpoints").exists() for cell in plan.cells())
+
+
+def test_a_study_that_is_stopped_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command, told to end right after its first cell."""
+    monkeypatch.setattr(command, "plan_of", lambda study, store: Plan(study, told, store.summary))
+    monkeypatch.setattr(command, "check_plan", lambda plan: None)
+    monkeypatch.setattr(command, "Tools", lambda folder, trust: tools(tmp_path / "tools"))
+    words = ["run", str(write(tmp_path / "toy.yaml", **ONE)), "--runs", str(tmp_path / "runs")]
+    words += ["--results", str(tmp_path / "results")]
+    say = Watch.say
+
+    def ended(watch: Watch, cell: Cell, what: str) -> None:
+        say(watch, cell, what)
+        if what.startswith("done"):
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "say", ended)
+        with pytest.raises(SystemExit, match="The same command goes on"):
+            command.main(words)
+    found = read_results(tmp_path / "results" / "toy.json")
+    assert found is not None
+    assert ([cell.labels["seed"] for cell in found.cells], len(found.missing)) == (["1"], 3)
+    with pytest.raises(SystemExit) as end:
+        command.main(words)
+    assert end.value.code == 0
+    found = read_results(tmp_path / "results" / "toy.json")
+    assert found is not None
+    assert ([cell.labels["seed"] for cell in found.cells], found.missing) == (["1", "2", "3", "4"], [])
+    assert len(calls(Store(tmp_path / "runs"))) == 4
 
 
 @pytest.mark.parametrize("moment", [1, 30, 100])
