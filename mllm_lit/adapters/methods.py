@@ -169,6 +169,26 @@ class Peft(PeftAdapter):
             self.extra_positions = 0 if self.method.upper() in ("PREFIX_TUNING", "CARTRIDGE") else _tokens(config)
         return config
 
+    def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
+        """See :meth:`Adapter.wrap`; OSF takes weights apart in fp32.
+
+        Out of others, peft would make factors of their type and turn them to fp32 as new parameters, without the hooks
+        that keep gradients off the frozen directions.
+        """
+        if self.method.upper() != "OSF":
+            return super().wrap(model, layout)
+        from torch import nn
+
+        linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+        linears = [weight for weight in linears if weight.is_floating_point()]
+        dtypes = [weight.dtype for weight in linears]
+        for weight in linears:
+            weight.data = weight.data.float()
+        wrapped = super().wrap(model, layout)
+        for weight, dtype in zip(linears, dtypes, strict=True):
+            weight.data = weight.data.to(dtype)
+        return wrapped
+
 
 def _text_config(model: "nn.Module") -> Any:
     return model.config.get_text_config()  # type: ignore[operator, union-attr]

@@ -236,6 +236,51 @@ def test_a_bf16_backbone_trains_under_autocast(case: str) -> None:
     assert all(p.isfinite().all() for p in after.values())
 
 
+def gradients(case: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Of all that is trained on a backbone of that type, whose weights are numbers of bf16 in any case."""
+    made = build("llava")
+    made.model.to(torch.bfloat16).to(dtype)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        model = attach(CASES[case](), backbone(made), inputs(made))
+        value = loss(model, inputs(made))
+    value.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 1e-6}
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - {"corda", "lora_null"}))
+def test_a_bf16_backbone_has_the_gradients_of_the_same_in_fp32(case: str) -> None:
+    """What peft does with gradients, such as OSF's projection, is done in mixed precision, too.
+
+    Cosines: rounding to 8 bits turns a gradient by about 2**-8, whose cosine is 1 - 1e-5. Where an adapter begins with
+    singular vectors of what layers read, those of noise differ, and their signs.
+    """
+    expected, found = (gradients(case, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        assert nn.functional.cosine_similarity(gradient.flatten(), found[name].flatten(), dim=0) > 0.999, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_osf_leaves_the_largest_singular_directions_alone(dtype: torch.dtype) -> None:
+    made = build("llava")
+    made.model.to(torch.bfloat16).to(dtype)
+    weights = {name: weight.detach().float() for name, weight in made.model.named_parameters()}
+    loaded = backbone(made)
+    adapter = CASES["osf"]()
+    model = attach(adapter, loaded, inputs(made))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        value = loss(model, inputs(made))
+    value.backward()
+    trained = {name: p.grad for name, p in model.named_parameters() if name.endswith("U_low") and p.grad is not None}
+    assert len(trained) == 8  # four linear layers of attention in each of two blocks
+    for name, gradient in trained.items():
+        layer, _, _ = name.partition(".osf_svd_params.")
+        weight = weights[f"{loaded.layout.base_name(layer)}.weight"]
+        left, _, _ = torch.linalg.svd(weight, full_matrices=False)
+        assert (left[:, :4].T @ gradient).norm() < 1e-5 * gradient.norm(), "fp32's rounding of a projection"
+
+
 def test_prefixes_are_refused_where_layers_are_recomputed() -> None:
     loaded = backbone(build("llava"))
     checkpoint_activations(loaded.model, loaded.layout, "llm")
