@@ -52,7 +52,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             adapter: What trains.
 
         Raises:
-            AdapterError: The adapter cannot be saved from shards.
+            AdapterError: The adapter cannot be trained in shards, or saved from them.
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -60,6 +60,8 @@ class FSDP2Strategy(ModelParallelStrategy):
             raise AdapterError("An initialisation that changes the backbone (PiSSA, CorDA) cannot be sharded. Use DDP.")
         if any(config.is_prompt_learning for config in getattr(net, "peft_config", {}).values()):
             raise AdapterError("peft cannot save virtual tokens (prefix, prompt) from shards. Use DDP.")
+        if any(parameter._backward_hooks for parameter in net.parameters()):
+            raise AdapterError("What is done to each gradient (OSF's projection) would be lost in shards. Use DDP.")
         reach_always(net, model, layout)
         mesh = self.device_mesh["data_parallel"]
         for block in model.get_submodule(layout.blocks).children():

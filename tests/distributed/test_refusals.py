@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mllm_lit.adapters import Adapter, AdapterError, LoRA, Prefix, Prompt
+from mllm_lit.adapters import Adapter, AdapterError, LoRA, Peft, Prefix, Prompt
 from mllm_lit.importance import Spider
 from mllm_lit.strategies import FSDP2Strategy
 from tests.adapters.test_contract import backbone
@@ -14,9 +14,15 @@ from tests.test_module import module
 
 
 @pytest.mark.parametrize(
-    "adapter", [*(LoRA(rank=2, init=init) for init in ("pissa", "corda")), Prefix(tokens=2), Prompt(tokens=2)]
+    "adapter",
+    [
+        *(LoRA(rank=2, init=init) for init in ("pissa", "corda")),
+        Prefix(tokens=2),
+        Prompt(tokens=2),
+        Peft("OSF", {"effective_rank": 4}),
+    ],
 )
-def test_what_cannot_be_saved_from_shards(adapter: Adapter) -> None:
+def test_what_cannot_be_sharded(adapter: Adapter) -> None:
     loaded = backbone(build("llava"))
     net = adapter.attach(loaded)
     with pytest.raises(AdapterError, match="Use DDP"):
