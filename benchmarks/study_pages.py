@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGES = REPOSITORY / "docs" / "studies"
 RESULTS = REPOSITORY / "benchmarks" / "results" / "studies"
 SECTIONS = ("Claims", "Scores", "Stages", "Cost", "Learning rates")
-LONG = ("differences", "tasks")
+LONG = ("differences", "tasks", "tried")
 """First or last words of tables that are in the report alone."""
 MARKED = re.compile(r"(<!-- ([\w/]+\.yaml): begin -->\n).*?(<!-- \2: end -->)", re.S)
 
