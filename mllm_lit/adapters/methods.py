@@ -172,8 +172,8 @@ class Peft(PeftAdapter):
     def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
         """See :meth:`Adapter.wrap`; OSF takes weights apart in fp32.
 
-        Out of others, peft would make factors of their type and turn them to fp32 as new parameters, without the hooks
-        that keep gradients off the frozen directions.
+        Factors in another type are replaced by peft with new parameters in fp32, which lack the hooks that keep their
+        gradients off the frozen directions.
         """
         if self.method.upper() != "OSF":
             return super().wrap(model, layout)

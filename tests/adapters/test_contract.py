@@ -272,13 +272,15 @@ def test_osf_leaves_the_largest_singular_directions_alone(dtype: torch.dtype) ->
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
         value = loss(model, inputs(made))
     value.backward()
-    trained = {name: p.grad for name, p in model.named_parameters() if name.endswith("U_low") and p.grad is not None}
-    assert len(trained) == 8  # four linear layers of attention in each of two blocks
+    ends = ("U_low", "V_low")
+    trained = {name: p.grad for name, p in model.named_parameters() if name.endswith(ends) and p.grad is not None}
+    assert len(trained) == 16  # two factors of four linear layers of attention in each of two blocks
     for name, gradient in trained.items():
         layer, _, _ = name.partition(".osf_svd_params.")
         weight = weights[f"{loaded.layout.base_name(layer)}.weight"]
-        left, _, _ = torch.linalg.svd(weight, full_matrices=False)
-        assert (left[:, :4].T @ gradient).norm() < 1e-5 * gradient.norm(), "fp32's rounding of a projection"
+        left, _, right = torch.linalg.svd(weight, full_matrices=False)
+        along = left[:, :4].T @ gradient if name.endswith("U_low") else gradient @ right[:4].T
+        assert along.norm() < 1e-5 * gradient.norm(), "fp32's rounding of a projection"
 
 
 def test_prefixes_are_refused_where_layers_are_recomputed() -> None:
