@@ -54,15 +54,18 @@ class ObjectiveCallback(L.Callback):
             rank_zero_info(line)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
-        """Show an objective the held-out samples, every so many optimizer steps."""
+        """Show an objective the held-out samples, every so many optimizer steps; ranks share them out."""
         objective, step = pl_module.objective, trainer.global_step
         if not objective.look_every or step % objective.look_every or step == self._looked:
             return
         self._looked = step
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        totals = torch.zeros(2, dtype=torch.float64)
-        for start in range(0, len(data.held_out), data.batch_size):
-            batch = pl_module.collate(data.held_out[start : start + data.batch_size]).to(pl_module.device)
+        size, world, rank = data.batch_size, trainer.world_size, trainer.global_rank
+        totals = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
+        for start in range(rank * size, rank * size + len(data.held_out), world * size):
+            rows = data.held_out[start : start + size]
+            # As many passes on every rank, as sharded weights want it; one that has no rows left adds nothing.
+            batch = pl_module.collate(rows or data.held_out[:1]).to(pl_module.device)
             before = pl_module.before_training.of(batch)
 
             def apart(logits: Tensor, ids: Tensor, *columns: Tensor) -> Tensor:
@@ -70,7 +73,10 @@ class ObjectiveCallback(L.Callback):
 
             with torch.no_grad(), evaluating(pl_module.net), trainer.precision_plugin.forward_context():
                 found = labelled_outputs(pl_module.net, batch, apart, before.columns())
-            totals += torch.tensor([float(found.sum()), len(found)], dtype=torch.float64)
+            if rows:
+                totals += torch.stack([found.double().sum(), totals.new_tensor(len(found))])
+        if world > 1:
+            totals = pl_module.all_gather(totals).view(-1, 2).sum(0)
         told = objective.looked(float(totals[0] / totals[1]))
         log_scalars(trainer, told, step)
 

@@ -21,7 +21,8 @@ from mllm_lit.callbacks.forgetting import ForgettingCallback
 from mllm_lit.datamodule import Source, Sources, VQADataModule
 from mllm_lit.importance import EWC, L2SP, ChildTuningD, GradientTopK, LoRASculpt, ModelDowser, Rule, Spider
 from mllm_lit.module import MLLMModule
-from mllm_lit.objectives import FLOW, STM, TALR, KLToBase, Objective
+from mllm_lit.objectives import FLOW, STM, TALR, ForgettingBudget, KLToBase, Objective
+from mllm_lit.rehearsal import Rehearse
 from mllm_lit.strategies import FSDP2Strategy, ZeROStrategy
 from tests.checkpoints.process import SERVER
 from tests.toy import ROWS, Album, Toy, ToySource
@@ -58,6 +59,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "flow": FLOW,
     "talr": TALR,
     "stm": lambda: STM(threshold=524.0),
+    "budget": lambda: ForgettingBudget(0.01, every=2),
 }
 
 
@@ -143,12 +145,15 @@ def fit(
     )
     sources = None if rule is None and album is None else Sources({"source": Source(ToySource(), data)})
     task, settings = (Toy(), {"batch_size": 2 // ranks}) if album is None else (Album(), album)
-    rows = VQADataModule(task, data, sources, **settings)
+    # Of five, looked at by twos or one by one on each rank, one rank has none left at last.
+    rehearse = Rehearse(0.5, held_out=5) if objective == "budget" else None
+    rows = VQADataModule(task, data, sources, rehearse=rehearse, **settings)
     trainer.fit(model, datamodule=rows, ckpt_path=None if resume is None else str(resume))
     assert model.net is not None
     model.adapter.save(model.net, folder / "adapter", is_main=trainer.is_global_zero)
     assert kept is None or 0 < kept.encoded < kept.looked_up, "some pictures are seen again"
-    return {"losses": trace.losses, "before": forgetting.before, "after": forgetting.after}
+    strength = getattr(model.objective, "strength", None)
+    return {"losses": trace.losses, "before": forgetting.before, "after": forgetting.after, "strength": strength}
 
 
 def drawn(folder: Path) -> Path:
