@@ -57,7 +57,9 @@ def main(args: Sequence[str] | None = None) -> None:
     # An overlay often leaves cells of the study as they are.
     plain = options.results / f"{read_study(study_file(options.study)).file.name}.json"
     found = [] if options.anew else [results for one in (plain, file) if (results := read_results(one)) is not None]
-    store = Store(options.runs.absolute(), {key: told for one in found for key, told in one.summaries().items()})
+    summaries = {key: told for one in found for key, told in one.summaries().items()}
+    codes = {cell.key: cell.code for one in found for cell in one.cells if cell.code}
+    store = Store(options.runs.absolute(), summaries, codes)
     plan = plan_of(study, store)
     tools = Tools(ROOT / "tools" if CHECKOUT else None, options.trust)
     if options.command == "run" and not options.dry_run:

@@ -1,5 +1,6 @@
 """A merge's arguments, checked before anything is loaded."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -7,6 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mllm_lit.errors import in_range
 from mllm_lit.merging import MERGES, MergeError, sweep
+from mllm_lit.merging.wise_ft import ALPHAS
 
 
 def check_options(method: str, text: str) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def check_options(method: str, text: str) -> dict[str, Any]:
         raise MergeError(f"options {text.strip()!r} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(options, dict):
         raise MergeError(f"options is {text.strip()!r}, expected a mapping, as in '{{keep: 0.1}}'.")
-    swept = method == "wise_ft" and "alpha" not in options
+    swept = is_sweep(method, options)
     parser = ArgumentParser(exit_on_error=False)
     if swept:
         parser.add_function_arguments(sweep, skip={"reference", "tuned"})
@@ -46,3 +48,26 @@ def check_options(method: str, text: str) -> dict[str, Any]:
     if method != "adapter" and not swept:
         MERGES[method](**options)
     return options
+
+
+def is_sweep(method: str, options: Mapping[str, Any]) -> bool:
+    """Whether a merge is scored at several points: WiSE-FT without an alpha is."""
+    return method == "wise_ft" and "alpha" not in options
+
+
+def label_of(alpha: float) -> str:
+    """A point of a sweep.
+
+    >>> label_of(0.5)
+    'alpha 0.50'
+    """
+    return f"alpha {alpha:.2f}"
+
+
+def labels_of(method: str, options: Mapping[str, Any]) -> list[str]:
+    """What the points are called that a merge is scored at.
+
+    >>> labels_of("ties", {}), labels_of("wise_ft", {"alphas": [0.25, 0.5]})
+    (['ties'], ['alpha 0.25', 'alpha 0.50'])
+    """
+    return [label_of(alpha) for alpha in options.get("alphas", ALPHAS)] if is_sweep(method, options) else [method]

@@ -18,6 +18,7 @@ from mllm_lit.inference.export import export, needed_imports, to_plain
 from mllm_lit.inference.run import load_tuned
 from mllm_lit.merging import MERGES, Grafting, Merge, MergeError, ModelTailor, hessians, report, sweep
 from mllm_lit.merging.finished import Finished, Weights, assign
+from mllm_lit.merging.options import is_sweep, label_of
 from mllm_lit.parsing import only_trusted, refuse_remote
 from mllm_lit.run_directory import RunDirectory
 from mllm_lit.seed import run_seed
@@ -67,8 +68,7 @@ class FinishedRun:
         Returns:
             The content of ``merge.json``.
         """
-        swept = method == "wise_ft" and "alpha" not in options
-        if out is not None and swept:
+        if out is not None and is_sweep(method, options):
             raise MergeError("One set of weights can be written: give the sweep an alpha, as in options {alpha: 0.5}.")
         if method == "dare":
             options = {"seed": run_seed(), **options}
@@ -83,8 +83,8 @@ class FinishedRun:
 
     def _candidates(self, method: str, options: dict[str, Any], rows: int) -> Iterator[tuple[str, Weights]]:
         before, after = self.finished.before, self.finished.after
-        if method == "wise_ft" and "alpha" not in options:
-            yield from ((f"alpha {alpha:.2f}", weights) for alpha, weights in sweep(before, after, **options))
+        if is_sweep(method, options):
+            yield from ((label_of(alpha), weights) for alpha, weights in sweep(before, after, **options))
             return
         merge = MERGES[method](**options)
         self._show_data(merge, rows)

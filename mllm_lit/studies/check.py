@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm_lit.adapters.base import Adapter
 from mllm_lit.adapters.peft import MUTATING
-from mllm_lit.studies.plan import Cell, Plan
+from mllm_lit.studies.plan import NONE, Cell, Plan
 from mllm_lit.studies.study import StudyError
 
 FREE = ("lr", "connector_lr", "vision_lr", "weight_decay", "dropout", "init", "lora_plus_ratio")
@@ -18,8 +18,8 @@ def check_plan(plan: Plan) -> None:
     """Refuse a study whose data is not there, or whose stages cannot follow one another.
 
     Raises:
-        StudyError: A root does not exist, or a stage cannot go on with the adapter of the one before it, or merge it;
-            all of them are named.
+        StudyError: A root does not exist, rates are to be chosen by sources of runs that have none, or a stage cannot
+            go on with the adapter of the one before it, or merge it; all of them are named.
     """
     faults = dict.fromkeys(fault for cell in plan.cells() if cell.merge is None for fault in _faults(plan, cell))
     if faults:
@@ -32,6 +32,12 @@ def _faults(plan: Plan, cell: Cell) -> Iterator[str]:
         given = name.startswith("data.") and name.endswith("root") and value not in (None, "None")
         if given and not Path(str(value)).expanduser().is_dir():
             yield f"{name}: there is no folder {value!r}. Unpack the release there, or name another in the study."
+    choice = plan.study.file.rate
+    if cell.choosing and choice is not None and choice.score != "target" and settings.get("data.sources") in NONE:
+        yield (
+            f"rate.score: rates are to be chosen by {choice.score}, and the runs that choose have no sources. Give "
+            "them some (rate.options: {data.sources: ...}), or choose by the target."
+        )
     if cell.after is None:
         return
     before = plan.facts(cell.after.words())["settings"]

@@ -247,8 +247,8 @@ class Job:
 
     def __call__(self) -> int:
         """Run the cell; of several tasks, the first keeps its state."""
-        if self.store.state(self.cell) == "done":
-            return 0  # submitted twice
+        if Store(self.store.root).state(self.cell) == "done":
+            return 0  # submitted twice; if it is kept elsewhere, what it trains is wanted here
         first = os.environ.get("SLURM_PROCID", "0") == "0"
         # What submitit sends ahead of a preemption reaches every process of the job.
         with handled({signal.SIGUSR1: signal.SIG_IGN, signal.SIGUSR2: signal.SIG_IGN}):

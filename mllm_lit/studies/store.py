@@ -26,10 +26,13 @@ class Store:
     Args:
         root: The folder.
         kept: Summaries of cells that were finished elsewhere, by key.
+        codes: Digests of the code that they were made by.
     """
 
-    def __init__(self, root: Path, kept: Mapping[str, dict[str, Any]] | None = None) -> None:
-        self.root, self.kept = root, kept or {}
+    def __init__(
+        self, root: Path, kept: Mapping[str, dict[str, Any]] | None = None, codes: Mapping[str, str] | None = None
+    ) -> None:
+        self.root, self.kept, self.codes = root, kept or {}, codes or {}
         self.folder = root / RUNS
 
     def run(self, cell: Cell) -> Path:
@@ -47,7 +50,10 @@ class Store:
         run = read_json(self.run(cell) / "summary.json")
         merged = None if cell.merge is None else read_json(self.file(cell, ".merge.json"))
         if run is None or (cell.merge is not None and merged is None):
-            return self.kept.get(cell.key)
+            kept = self.kept.get(cell.key)
+            if kept is None or cell.merge is None or kept.get("point", cell.merge.point) == cell.merge.point:
+                return kept
+            return merged_summary(kept, kept, cell)
         return run if merged is None else merged_summary(run, merged, cell)
 
     def state(self, cell: Cell) -> str:
@@ -63,7 +69,10 @@ class Store:
         return "begun" if self.file(cell).is_dir() else "to do"
 
     def states(self, cells: Iterable[Cell]) -> list[tuple[Cell, str]]:
-        """Each cell's state; ``blocked`` where one that it depends on has failed. Such have to stand before it."""
+        """Each cell's state; ``blocked`` where one that it depends on has failed. Such have to stand before it.
+
+        A cell whose result is kept and whose run is not here is ``to do`` where another has to start from its weights.
+        """
         found: dict[str, str] = {}
         told = []
         for cell in cells:
@@ -74,6 +83,12 @@ class Store:
             if cell.key is not None:
                 found[cell.key] = state
             told.append((cell, state))
+        wanted: set[str | None] = set()
+        for place, (cell, state) in reversed([*enumerate(told)]):
+            if state == "done" and cell.key in wanted and not (self.file(cell) / "summary.json").is_file():
+                told[place] = cell, (state := "to do")
+            if state != "done" and cell.after is not None:
+                wanted.add(cell.after.key)
         return told
 
     def begin(self, cell: Cell) -> None:
@@ -102,8 +117,8 @@ class Store:
         self.file(cell, ".failed").write_text(f"{how}\n", encoding="utf-8")
 
     def code(self, cell: Cell) -> str | None:
-        """A digest of the code that a begun cell was made by."""
-        return (read_json(self.file(cell, ".json")) or {}).get("code")
+        """A digest of the code that a begun or kept cell was made by."""
+        return (read_json(self.file(cell, ".json")) or {}).get("code") or self.codes.get(str(cell.key))
 
     def lock(self, cell: Cell) -> int | None:
         """Keep others from a cell, or from other merges of its run, on all machines that share the folder.
@@ -150,7 +165,7 @@ def merged_summary(run: Mapping[str, Any], merged: Mapping[str, Any], cell: Cell
     point, told = points[cell.merge.point], {**run}
     told["target"] = {**run["target"], "after": point["target"]}
     told["sources"] = {name: {**row, "after": point["sources"][name]} for name, row in run["sources"].items()}
-    told["tradeoff"] = point["tradeoff"]
+    told["tradeoff"], told["point"] = point["tradeoff"], cell.merge.point
     if point["tradeoff"]:
         rows = told["sources"].values()
         kept = normalised([row["before"] for row in rows], [row["after"] for row in rows])

@@ -346,11 +346,13 @@ def _value(where: str, row: Options) -> Value:
             f"{where} has the keys {sorted(row)}; a merge has merge and of (the label of the runs that are merged), "
             "and may have arguments, point and slurm, but no options of a run."
         )
-    from mllm_lit.merging.options import check_options  # torch is imported for merges alone
+    from mllm_lit.merging.options import check_options, labels_of  # torch is imported for merges alone
 
     arguments = yaml.safe_dump(merging.get("arguments", {}), default_flow_style=True).strip()
-    check_options(merging["merge"], arguments)
-    merge = Merge(str(merging["of"]), merging["merge"], arguments, merging.get("point", merging["merge"]))
+    points = labels_of(merging["merge"], check_options(merging["merge"], arguments))
+    if (point := merging.get("point", merging["merge"])) not in points:
+        raise StudyError(f"{where}.point is {point!r}, expected one of {', '.join(map(repr, points))}.")
+    merge = Merge(str(merging["of"]), merging["merge"], arguments, point)
     return Value({}, None, merge, slurm)
 
 

@@ -66,3 +66,13 @@ def test_it_is_named(
 def test_what_can_follow_is_taken(start: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     check_plan(plan(tmp_path, start, LORA, {**LORA, "model.adapter.lr": 1e-5, "model.adapter.dropout": 0.1}))
+
+
+def test_a_choice_by_sources_that_are_not_scored_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    rate = {"rates": [1e-4, 1e-3], "score": "O", "options": {"data.sources": None}}
+    options = {"config": "configs/scienceqa_lora.yaml"}
+    file = tmp_path / "one.yaml"
+    file.write_text(yaml.safe_dump({"name": "one", "question": "?", "options": options, "rate": rate}))
+    with pytest.raises(StudyError, match="rates are to be chosen by O, and the runs that choose have no sources"):
+        check_plan(Plan(read_study(file), facts, lambda cell: None))

@@ -90,6 +90,39 @@ def test_results_that_are_kept_stand_for_runs_that_are_not_here(tmp_path: Path) 
         read_results(tmp_path / "kept.json")
 
 
+def test_a_run_that_is_kept_is_run_anew_where_a_merge_wants_its_weights(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path)
+    Local(plan, store, tools(tmp_path / "tools")).run()
+    results = collect(plan, store)
+    first = next(cell for cell in results.cells if cell.labels == {"method": "wise_ft", "seed": "1"})
+    kept = {key: told for key, told in results.summaries().items() if key != first.key}
+    codes = {cell.key: cell.code for cell in results.cells if cell.code}
+    elsewhere = Store(tmp_path / "nothing", kept, codes)
+    again = Plan(plan.study, told, elsewhere.summary)
+    missing = [(cell.labels, state) for cell, state in elsewhere.states(again.cells()) if state != "done"]
+    assert missing == [({"method": name, "seed": "1"}, "to do") for name in ("full", "wise_ft")]
+    states = Local(again, elsewhere, tools(tmp_path / "tools")).run()
+    assert {state for _, state in states} == {"done"}
+    assert [call["--seed_everything"] for call in calls(elsewhere)] == ["1"]
+    collected = collect(again, elsewhere)
+    assert [cell.summary for cell in collected.cells] == [cell.summary for cell in results.cells]
+    assert [cell.code for cell in collected.cells] == [cell.code for cell in results.cells] != [None] * 6
+
+
+def test_a_kept_merge_tells_of_the_point_that_is_asked_for(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path)
+    Local(plan, store, tools(tmp_path / "tools")).run()
+    elsewhere = Store(tmp_path / "nothing", collect(plan, store).summaries())
+    method = STUDY["axes"]["method"]
+    moved = method | {"wise_ft": method["wise_ft"] | {"point": "alpha 0.30"}}
+    other, _ = planned(tmp_path, axes={"method": moved, "seed": [1, 2]})
+    cells = collect(Plan(other.study, told, elsewhere.summary), elsewhere).cells
+    found = [cell.summary for cell in cells if cell.labels["method"] == "wise_ft"]
+    assert [(one["target"]["after"], one["sources"]["s"]["after"], one["point"]) for one in found] == [
+        (13, 87, "alpha 0.30")
+    ] * 2
+
+
 def test_rates_that_were_tried_are_kept_before_the_choice_is_made(tmp_path: Path) -> None:
     """And serve a study that chooses by another score: the cells are the same."""
     plan, store = planned(tmp_path)
