@@ -163,7 +163,14 @@ def _head_replaced(
 def greedy_answers(
     net: nn.Module, collate: Collate, batch: Batch, max_new_tokens: int, in_step: bool = False
 ) -> list[str]:
-    """Generated answers, stripped, one a row.
+    """Generated answers, stripped, one a row; arguments as for :func:`greedy_answers_and_ends`."""
+    return greedy_answers_and_ends(net, collate, batch, max_new_tokens, in_step)[0]
+
+
+def greedy_answers_and_ends(
+    net: nn.Module, collate: Collate, batch: Batch, max_new_tokens: int, in_step: bool = False
+) -> tuple[list[str], list[bool]]:
+    """Generated answers, stripped, one a row, and whether each has come to an end of its own.
 
     Args:
         net: The model.
@@ -174,16 +181,18 @@ def greedy_answers(
     """
     if batch.prompt is None:
         raise ValueError("This batch has no prompts to continue: build it with Collate(..., with_prompt=True).")
+    stops = collate.format.stop_ids(bare_model(net).generation_config)
     out = net.generate(  # type: ignore[operator]
         **batch.prompt,
         max_new_tokens=max_new_tokens,
         do_sample=False,
         use_cache=True,
-        eos_token_id=collate.format.stop_ids(bare_model(net).generation_config),
+        eos_token_id=stops,
         synced_gpus=in_step,
     )
     new = out[:, batch.prompt["input_ids"].shape[1] :]
-    return [text.strip() for text in collate.processor.batch_decode(new, skip_special_tokens=True)]
+    texts = [text.strip() for text in collate.processor.batch_decode(new, skip_special_tokens=True)]
+    return texts, [any(token in stops for token in row) for row in new.tolist()]
 
 
 @torch.no_grad()

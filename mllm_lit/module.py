@@ -33,7 +33,7 @@ from mllm_lit.importance.reference import Reference
 from mllm_lit.inference.run import Tuned
 from mllm_lit.loggers import keep_names_apart, log_scalars
 from mllm_lit.objectives.base import Objective
-from mllm_lit.objectives.callback import ObjectiveCallback
+from mllm_lit.objectives.callback import DivergenceCallback, ObjectiveCallback
 from mllm_lit.objectives.losses import answer_losses
 from mllm_lit.objectives.store import Store
 from mllm_lit.packed_rows import attention, takes_block_masks
@@ -177,6 +177,8 @@ class MLLMModule(L.LightningModule):
             own.append(ObjectiveCallback())
         if self.importance is not None:
             own.append(ImportanceCallback(self.importance_log_every))
+        if self.objective is not None:
+            own.append(DivergenceCallback())  # behind rules, which may touch the weights a last time
         there = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
         self.trainer.callbacks[:0] = [one for one in own if type(one) not in there]  # type: ignore[attr-defined]
         return []

@@ -1,6 +1,5 @@
 """Rehearsal without data: the model's own answers before training, to questions on the target's pictures."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -10,13 +9,14 @@ from typing import Any
 
 import torch
 
-from mllm_lit.answers import greedy_answers
+from mllm_lit.answers import greedy_answers_and_ends
 from mllm_lit.backbones.layout import bare_model
 from mllm_lit.data.collate import Collate
 from mllm_lit.data.faults import DatasetError
 from mllm_lit.data.prompt import PROBE
 from mllm_lit.data.sample import ImageRef, Sample, Turn
 from mllm_lit.errors import SettingError, in_range, write_whole, writing
+from mllm_lit.evaluation.sets import before_training, digest, told
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.objectives.callback import folders
 from mllm_lit.progress import progress_bar
@@ -147,12 +147,11 @@ def rehearsed(
         SettingError: The rows are not kept anywhere and cannot be generated.
     """
     module, pairs, places = trainer.lightning_module, asked(rows, settings, seed), folders(trainer)
-    facts = (module.loaded.identity, module.start_identity, str(trainer.precision), settings.max_new_tokens)
     _, without = settings.counts(len(rows))
-    digest = hashlib.sha256(repr((*facts, without, seed) if without else facts).encode())
-    for picture, question in pairs:
-        digest.update(repr((getattr(picture, "name", str(picture)), question)).encode())
-    name = f"rehearsed_{digest.hexdigest()[:16]}.json"
+    model = before_training(module, rows[0], str(trainer.precision))
+    # Which picture is asked what depends on the rows, the questions, their number and the seed.
+    asking = repr((model, settings.max_new_tokens, settings.questions, len(pairs), without, seed))
+    name = f"rehearsed_{digest([asking, *told(rows, moved=True)])[:16]}.json"
     own: list[list[str]]
     with one_run_at_a_time(trainer, next((place / name for place in places), None)):
         found = trainer.strategy.broadcast(next((place / name for place in places if (place / name).is_file()), None))
@@ -183,8 +182,8 @@ def rehearsed(
     out = len(pairs) + without - len(made)
     left = f"; {out} were empty, did not end or were asked before, and are left out" if out else ""
     alone = sum(not row.images for row in trained)
-    told = f"samples, {alone} of them without a picture" if without else "samples on the target's pictures"
-    said = f"{len(trained)} {told}" + (f", {len(held)} more held out" if held else "")
+    kind = f"samples, {alone} of them without a picture" if without else "samples on the target's pictures"
+    said = f"{len(trained)} {kind}" + (f", {len(held)} more held out" if held else "")
     return trained, held, f"Rehearsal: {said}, {where}{left}."
 
 
@@ -202,9 +201,9 @@ def answered(trainer: Any, samples: list[Sample], settings: Rehearse, size: int)
     collate = Collate(plain.processor, plain.max_length, with_prompt=True)
 
     def answer(rows: list[Sample]) -> list[str | None]:
-        texts = greedy_answers(module.net, collate, collate(rows).to(module.device), most, trainer.world_size > 1)
-        lengths = [len(plain.format.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
-        return [text if text and n < most else None for text, n in zip(texts, lengths, strict=True)]
+        batch, in_step = collate(rows).to(module.device), trainer.world_size > 1
+        texts, ends = greedy_answers_and_ends(module.net, collate, batch, most, in_step)
+        return [text if text and end else None for text, end in zip(texts, ends, strict=True)]
 
     return shared_out(trainer, samples, size, "rehearsal", answer)
 
@@ -244,7 +243,7 @@ def asked_itself(trainer: Any, count: int, settings: Rehearse, seed: int, size: 
 
 
 def shared_out(
-    trainer: Any, items: list[Any], size: int, told: str, ask: Callable[[list[Any]], list[str | None]]
+    trainer: Any, items: list[Any], size: int, doing: str, ask: Callable[[list[Any]], list[str | None]]
 ) -> list[str | None]:
     """What the model says of each item with its adapter off, batch by batch; ranks share the items."""
     module, world, rank = trainer.lightning_module, trainer.world_size, trainer.global_rank
@@ -253,7 +252,7 @@ def shared_out(
     off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)
     said: list[str | None] = []
     shown = trainer.progress_bar_callback is not None and trainer.is_global_zero
-    starts = progress_bar(range(0, each, size), desc=f"before training · {told}", unit=" batches", disable=not shown)
+    starts = progress_bar(range(0, each, size), desc=f"before training · {doing}", unit=" batches", disable=not shown)
     with off, evaluating(module.net), torch.no_grad(), trainer.precision_plugin.forward_context():
         for start in starts:
             said += ask(own[start : start + size])

@@ -20,7 +20,7 @@ from mllm_lit.data.sample import Sample
 from mllm_lit.datamodule import VQADataModule
 from mllm_lit.errors import SettingError
 from mllm_lit.module import MLLMModule
-from mllm_lit.objectives import ForgettingBudget, KLOnMixed, ObjectiveError, callback
+from mllm_lit.objectives import FLOW, ForgettingBudget, KLOnMixed, ObjectiveError, callback
 from mllm_lit.rehearsal import GENERIC, REHEARSED, Rehearse, asked, read_questions
 from mllm_lit.tasks import IconQA
 from tests.test_module import trainer, weights
@@ -67,9 +67,11 @@ def test_a_share_that_cannot_be_had_is_refused(tmp_path: Path) -> None:
 def fit(folder: Path, objective: Any = None, **more: Any) -> tuple[MLLMModule, VQADataModule, dict[str, Tensor]]:
     """Two epochs of the embedded model on 16 rows of IconQA and eight rehearsed ones."""
     model = MLLMModule(Backbone(str(EMBEDDED), dtype="float32"), Full(blocks=1, lr=1e-4), objective=objective)
-    itself = more.pop("without_pictures", 0.0)
-    rehearse = Rehearse(0.5, held_out=4 if isinstance(objective, ForgettingBudget) else 0, without_pictures=itself)
-    rows = VQADataModule(IconQA("choose_txt"), max_samples=16, rehearse=rehearse, batch_size=6, check_images=False)
+    itself, most = more.pop("without_pictures", 0.0), more.pop("max_new_tokens", 48)
+    held_out = 4 if isinstance(objective, ForgettingBudget) else 0
+    rehearse = Rehearse(0.5, held_out=held_out, without_pictures=itself, max_new_tokens=most)
+    task = IconQA(more.pop("sub_task", "choose_txt"))
+    rows = VQADataModule(task, max_samples=16, rehearse=rehearse, batch_size=6, check_images=False)
     checkpoint = more.pop("ckpt_path", None)
     trainer(folder, max_epochs=2, **more).fit(model, datamodule=rows, ckpt_path=checkpoint)
     return model, rows, weights(model)
@@ -152,6 +154,27 @@ def test_the_model_asks_itself_without_a_picture_and_a_resumed_run_has_the_same(
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
 
 
+@pytest.mark.slow
+def test_answers_that_do_not_end_are_left_out_and_each_target_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that runs share; pictures of both targets are all called image.png."""
+    monkeypatch.setattr(callback, "kept_folder", lambda trainer: tmp_path / "shared")
+    _, data, _ = fit(tmp_path, max_steps=1)
+    whole = {row.id: row.answer for row in data.train_rows if row.source == REHEARSED}
+    _, data, _ = fit(tmp_path, FLOW(), max_steps=1, max_new_tokens=4)
+    short = {row.id: row.answer for row in data.train_rows if row.source == REHEARSED}
+    assert len(short) < len(whole)
+    assert short.items() <= whole.items()
+    model, other, _ = fit(tmp_path, FLOW(), max_steps=1, sub_task="fill_in_blank")
+    assert len({picture for rows in (data, other) for row in rows.train_rows for picture in row.images}) > 16
+    assert len([*(tmp_path / "shared").glob("rehearsed_*.json")]) == 3
+    own = torch.tensor([not row.source for row in other.train_rows])
+    assert len(own) > own.sum() == 16
+    # The median of the target's own samples, whatever is mixed in.
+    assert model.objective.tau == pytest.approx(float(model.before_training.sample_nll[own].quantile(0.5)))
+
+
 def test_the_multiplier_grows_beyond_the_budget_and_shrinks_within() -> None:
     """A model whose divergence falls as 1 / λ comes to the budget, from either side."""
     for start in (0.01, 100.0):
@@ -206,11 +229,12 @@ def test_a_step_is_looked_at_once_whatever_its_batches_and_never_again_after_res
     """Four batches an optimizer step, looked at every second step; begun anew, and resumed at step 2."""
     for begin, expected in ((0, [2, 4]), (2, [4])):
         seen: list[int] = []
-        fit: Any = SimpleNamespace(global_step=begin, loggers=[], datamodule=SimpleNamespace(held_out=[], batch_size=1))
+        rows = SimpleNamespace(held_out=[], batch_size=1)
+        fit: Any = SimpleNamespace(global_step=begin, loggers=[], datamodule=rows, world_size=1, global_rank=0)
         own = SimpleNamespace(
             needs_before=False, look_every=2, looked=lambda apart, at=fit, seen=seen: seen.append(at.global_step) or {}
         )
-        watch, model = callback.ObjectiveCallback(), SimpleNamespace(objective=own)
+        watch, model = callback.ObjectiveCallback(), SimpleNamespace(objective=own, device=torch.device("cpu"))
         watch.on_train_start(fit, model)
         for batch in range(1, 4 * (5 - begin) + 1):
             fit.global_step = begin + batch // 4

@@ -123,6 +123,26 @@ def seen(collate: Collate, sample: Sample) -> Iterator[bytes]:
         yield tensor.numpy().tobytes()
 
 
+def before_training(module: Any, sample: Sample, precision: str) -> str:
+    """A digest of all that makes a model what it is before training, the same on every machine.
+
+    That is the backbone (its identity and settings, its place aside), the run that it starts from, the precision, and
+    how a sample looks to it: tokens, and the sizes of pictures.
+
+    Args:
+        module: With a loaded backbone.
+        sample: The first one.
+        precision: The trainer's.
+    """
+    settings = {name: repr(value) for name, value in vars(module.backbone).items() if name != "path"}
+    inputs = module.collate([sample]).inputs
+    seen = [
+        (name, tuple(tensor.shape), tensor.tolist() if name.endswith(("ids", "mask")) else None)
+        for name, tensor in sorted(inputs.items())
+    ]
+    return digest([repr((module.loaded.identity, module.start_identity, settings, precision, seen))])
+
+
 def code(objects: Iterable[object]) -> Iterator[bytes]:
     """The source files of this package and of the classes of some objects."""
     files = {*Path(mllm_lit.__file__).parent.rglob("*.py"), *(Path(inspect.getfile(type(thing))) for thing in objects)}

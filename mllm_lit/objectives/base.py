@@ -46,6 +46,8 @@ class Objective(ABC):
     needs_before: bool = False
     """Whether it asks what the model before training says of the tokens; that is computed once, before the first
     step."""
+    logs_only: bool = False
+    """Whether that is asked for only to log how far the model moves, and no loss depends on it."""
     temperature: float = 1.0
     """At which the most probable tokens before training are kept."""
     top_k: int = 64
@@ -83,13 +85,13 @@ class Objective(ABC):
         """Take it back."""
         assert not state, f"{type(self).__name__} keeps nothing"
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
-        """Look at what the model before training says of all samples that are trained on, before the first step.
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: int) -> list[str]:
+        """Look at what the model before training says of the target's own samples, before the first step.
 
         Args:
             log_p: (N,), of all their answer tokens.
             sample_nll: (S,), mean NLL of each sample's.
-            mixed: (S,), whether a sample is replayed or rehearsed.
+            mixed: How many replayed and rehearsed samples are trained on beside them.
 
         Returns:
             What the user should know about this objective on these samples, a line each.

@@ -7,10 +7,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from mllm_lit.answers import labelled_outputs
+from mllm_lit.evaluation.sets import before_training
 from mllm_lit.importance.probing import evaluating
 from mllm_lit.loggers import log_scalars
 from mllm_lit.objectives.base import BeforeTraining, Objective, ObjectiveError, kl_to_before
@@ -46,10 +47,15 @@ class ObjectiveCallback(L.Callback):
                 "has none. Give data.rehearse.held_out, such as 32, beside data.rehearse.share."
             )
         samples = [*data.train_rows, *held_out]
-        pl_module.before_training = store = read_or_computed(trainer, pl_module, objective, samples)
-        samples, own = data.train_rows, store.counts[: len(data.train_rows)]
-        mixed = torch.tensor([bool(sample.source) for sample in samples])
-        said = [*told(store), *objective.prepare(store.log_p[: own.sum()], store.sample_nll[: len(own)], mixed)]
+        store = read_or_computed(trainer, pl_module, objective, samples)
+        pl_module.before_training = store
+        if store is None:
+            return
+        own = torch.tensor([not sample.source for sample in data.train_rows])
+        counts = store.counts[: len(own)]
+        tokens = torch.repeat_interleave(own, counts)
+        log_p, sample_nll = store.log_p[: len(tokens)][tokens], store.sample_nll[: len(own)][own]
+        said = [*told(store), *objective.prepare(log_p, sample_nll, int((~own).sum()))]
         for line in said:
             rank_zero_info(line)
 
@@ -80,8 +86,12 @@ class ObjectiveCallback(L.Callback):
         told = objective.looked(float(totals[0] / totals[1]))
         log_scalars(trainer, told, step)
 
+
+class DivergenceCallback(L.Callback):
+    """Says at the end how far the model has moved on a few of the target's tokens."""
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Say how far the model has moved on a few of the target's tokens."""
+        """Log it, and keep it for ``summary.json``."""
         store, objective = pl_module.before_training, pl_module.objective
         if store is None or not len(store.probed):
             return
@@ -119,20 +129,27 @@ class ObjectiveCallback(L.Callback):
         )
 
 
-def read_or_computed(trainer: L.Trainer, module: Any, objective: Objective, samples: list[Any]) -> Store:
+def read_or_computed(trainer: L.Trainer, module: Any, objective: Objective, samples: list[Any]) -> Store | None:
     """What the model says before training of these samples, read where it is kept, else computed and kept.
+
+    A run that is resumed without it computes it where the backbone's own weights are not trained, with the adapter off;
+    ``None`` where they are, and the objective does without.
 
     Raises:
         ObjectiveError: It is not kept, and the weights have moved.
     """
-    name = name_of(samples, objective, module.loaded.identity, module.start_identity, str(trainer.precision))
+    name = name_of(samples, objective, before_training(module, samples[0], str(trainer.precision)))
     places = [folder / name for folder in folders(trainer)]
     with one_run_at_a_time(trainer, next(iter(places), None)):
         found = trainer.strategy.broadcast(next((place for place in places if place.is_file()), None))
         if found is not None:
             rank_zero_info(f"What the model says before training: kept in {found}")
             return Store.read(found, samples)
-        if trainer.global_step or module.moved:
+        moved = trainer.global_step or module.moved
+        if moved and (module.start.kept is not None or module.adapter.opened):
+            if objective.logs_only:
+                rank_zero_warn(f"{name} was not found, so how far the model moves is not logged.")
+                return None
             raise ObjectiveError(
                 f"{type(objective).__name__} needs what the model said before training, which is kept in {name}; "
                 f"it was not found in {', '.join(str(place.parent) for place in places) or 'any folder'}, and "
@@ -166,7 +183,7 @@ def compute(trainer: L.Trainer, module: Any, objective: Objective, samples: list
         )
 
     context, size = trainer.precision_plugin.forward_context, trainer.datamodule.batch_size  # type: ignore[attr-defined]
-    off = nullcontext() if module.starts_from_adapter else module.adapter.without_new_modules(module.net)
+    off = nullcontext() if module.start.kept is not None else module.adapter.without_new_modules(module.net)
     with off, evaluating(module.net):
         found = look(
             module.net, module.collate, [samples[n] for n in numbers], size, objective, module.device, context, progress

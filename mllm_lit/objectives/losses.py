@@ -31,7 +31,7 @@ def answer_losses(
         own = BeforeTraining(*columns) if columns else None
         loss = objective.losses(logits, ids, nll, own)
         apart = torch.zeros_like(nll)
-        if own is not None and own.top_ids.shape[1] > 1:
+        if own is not None:
             with torch.no_grad():
                 apart = kl_to_before(logits, own, objective.temperature)
         return torch.stack([loss, objective.counted(nll, own), nll, apart], dim=1)
@@ -40,5 +40,5 @@ def answer_losses(
     losses, counted, nll, apart = (by_row(batch, value) for value in labelled_outputs(net, batch, measure, given).T)
     own = losses.new_tensor([float(not sample.source) for sample in batch.samples])
     tokens = batch.labelled.counts * own
-    known = tokens if before is not None and before.top_ids.shape[1] > 1 else torch.zeros_like(tokens)
+    known = torch.zeros_like(tokens) if before is None else tokens
     return losses, counted.detach(), nll.detach() * own, tokens, apart.detach() * own, known

@@ -1,6 +1,5 @@
 """What the model before training says of every answer token that is trained on: computed once, kept in a file."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mllm_lit.answers import labelled_outputs
 from mllm_lit.data.collate import Batch
 from mllm_lit.data.sample import Sample
 from mllm_lit.errors import writing
+from mllm_lit.evaluation.sets import digest, told
 from mllm_lit.objectives.base import BeforeTraining, Objective
 
 PROBED = 64
@@ -85,13 +85,17 @@ class Store:
         return cls(**tensors, places={key_of(sample): number for number, sample in enumerate(samples)})
 
 
-def name_of(samples: Iterable[Sample], objective: Objective, *facts: object) -> str:
-    """The file's name: a digest of all that its content depends on."""
-    total = hashlib.sha256(repr((objective.temperature, objective.top_k, *facts)).encode())
-    for sample in samples:
-        pictures = [getattr(image, "name", str(image)) for image in sample.images]
-        total.update(repr((key_of(sample), sample.turns, pictures)).encode())
-    return f"before_training_{total.hexdigest()[:16]}.safetensors"
+def name_of(samples: Sequence[Sample], objective: Objective, model: str) -> str:
+    """The file's name: a digest of all that its content depends on.
+
+    Args:
+        samples: The training rows.
+        objective: That asks.
+        model: A digest of the model before training.
+    """
+    facts = repr((model, objective.temperature, objective.top_k))
+    found = digest([facts, *map(key_of, samples), *told(samples, moved=True)])
+    return f"before_training_{found[:16]}.safetensors"
 
 
 @torch.no_grad()

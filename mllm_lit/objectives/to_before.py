@@ -52,8 +52,8 @@ class KLOnMixed(Objective):
         self.temperature = in_range("objective.temperature", temperature, above=0)
         self.top_k = in_range("objective.top_k", top_k, 1)
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
-        if not mixed.any():
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: int) -> list[str]:
+        if not mixed:
             raise ObjectiveError(
                 "KLOnMixed pulls on replayed and rehearsed samples, and this run has none. Give data.rehearse or "
                 "data.replay, or take another objective."
@@ -141,12 +141,11 @@ class STM(Objective):
     """
 
     needs_before = True
-    top_k = 1
 
     def __init__(self, threshold: float = 2.5) -> None:
         self.threshold = in_range("objective.threshold", threshold, above=1)
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: int) -> list[str]:
         kept = self._kept(log_p)
         if not kept.any():
             raise ObjectiveError(
@@ -184,16 +183,15 @@ class TALR(Objective):
     """
 
     needs_before = True
-    top_k = 1
 
     def __init__(self, tau: float | None = None, floor: float = 0.01) -> None:
         self.tau = in_range("objective.tau", tau, above=0)
         self.floor = in_range("objective.floor", floor, 0, 1)
         self.follows_steps = tau is None
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: int) -> list[str]:
         if self.tau is None:  # else given, or of the checkpoint
-            self.stepped(sample_nll[~mixed])
+            self.stepped(sample_nll)
         follows = ", and follows the samples' median NLL" if self.follows_steps else ""
         return [f"TALR: τ is {self.tau:.4f}{follows}."]
 
@@ -224,12 +222,11 @@ class FLOW(Objective):
     """
 
     needs_before = True
-    top_k = 1
 
     def __init__(self, tau: float | None = None) -> None:
         self.tau = in_range("objective.tau", tau, above=0)
 
-    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: Tensor) -> list[str]:
+    def prepare(self, log_p: Tensor, sample_nll: Tensor, mixed: int) -> list[str]:
         if self.tau is None:
             self.tau = float(sample_nll.quantile(0.5))
         if not self.tau:

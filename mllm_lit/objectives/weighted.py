@@ -16,7 +16,7 @@ class NLL(Objective):
     """
 
     def __init__(self, log_kl: bool = True, top_k: int = 64) -> None:
-        self.needs_before = log_kl
+        self.needs_before = self.logs_only = log_kl
         self.top_k = in_range("objective.top_k", top_k, 1)
 
     def losses(self, logits: Tensor, targets: Tensor, nll: Tensor, before: BeforeTraining | None) -> Tensor:

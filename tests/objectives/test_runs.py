@@ -1,5 +1,6 @@
 """Objectives in training: exact over accumulation and packing, what was said before training, resuming."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from mllm_lit import answers
 from mllm_lit.adapters import Full, LoRA
 from mllm_lit.answers import answer_nll
+from mllm_lit.backbones import Backbone
 from mllm_lit.data.packed import PackedCollate
 from mllm_lit.datamodule import VQADataModule
+from mllm_lit.evaluation.sets import before_training
+from mllm_lit.module import MLLMModule
 from mllm_lit.objectives import DFT, EAFT, FLOW, NLL, STM, TALR, KLToBase, Objective, ObjectiveError
 from mllm_lit.objectives.losses import answer_losses
 from mllm_lit.objectives.store import Store, key_of, look
-from tests.data.test_replay import Losses
 from tests.test_module import Stop, module, trainer, weights
 from tests.toy import Album
 
@@ -76,7 +79,7 @@ def test_rows_packed_or_alone_and_logits_in_parts_are_the_same(
     store = said(model, rows, objective)
     if isinstance(objective, STM):
         objective.threshold = float((-store.log_p).exp().median())
-    objective.prepare(store.log_p, store.sample_nll, torch.zeros(len(rows), dtype=torch.bool))
+    objective.prepare(store.log_p, store.sample_nll, 0)
     with torch.no_grad():  # the model has moved since
         for number, (_, parameter) in enumerate(model.trainable()):
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
@@ -113,7 +116,10 @@ def test_the_nll_as_an_objective_trains_bit_for_bit_as_none(tiny_folder: Path, t
 def test_accumulation_changes_nothing(
     objective: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One step over all rows, or over four parts of them with unlike numbers of tokens that count."""
+    """Steps over all rows, or over four parts of them with unlike numbers of tokens that count.
+
+    Three of them: the first of AdamW is the same whatever the scale of a gradient.
+    """
 
     def half(self: STM, log_p: Tensor, *rest: Tensor) -> list[str]:
         self.threshold = float((-log_p).exp().median())
@@ -121,18 +127,25 @@ def test_accumulation_changes_nothing(
 
     monkeypatch.setattr(STM, "prepare", half)
 
-    def run(batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], Losses]:
+    def run(batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], list[float], Store]:
         model = module(tiny_folder, Full(blocks="all", lr=1e-3, connector="tuned"), objective=objective())
-        losses = Losses()
-        fit = trainer(tmp_path, max_steps=1, accumulate_grad_batches=accumulate, callbacks=[losses])
-        rows = data(tmp_path, batch_size)
-        fit.fit(model, datamodule=rows)
-        return weights(model), losses
+        log = Logged()
+        fit = trainer(tmp_path, max_epochs=3, accumulate_grad_batches=accumulate, callbacks=[log])
+        fit.fit(model, datamodule=data(tmp_path, batch_size))
+        losses = [row["train/loss"] for row in log.rows[accumulate - 1 :: accumulate]]
+        assert model.before_training is not None
+        return weights(model), losses, model.before_training
 
     rows = len(Album().rows(tmp_path, "train"))
-    large, small = run(rows, 1)[0], run(-(-rows // 4), 4)[0]
+    (large, whole, store), (small, parts, _) = run(rows, 1), run(-(-rows // 4), 4)
+    assert len(whole) == len(parts) == 3
+    assert parts == pytest.approx(whole, rel=1e-4)
     for name in large:
         torch.testing.assert_close(small[name], large[name], rtol=1e-3, atol=1e-5)
+    if objective is STM:  # of the first step nothing has moved, so the loss is the mean NLL of the tokens that are kept
+        kept = store.log_p >= store.log_p.median()
+        assert 0.3 < kept.float().mean() < 0.7
+        assert whole[0] == pytest.approx(float(-store.log_p[kept].mean()), rel=1e-4)
 
 
 class Logged(L.Callback):
@@ -153,6 +166,32 @@ def test_what_is_logged(tiny_folder: Path, tmp_path: Path) -> None:
     assert first["train/kl_to_before"] == pytest.approx(0, abs=1e-5)
     assert last["train/kl_to_before"] > 1e-3
     assert last["train/loss"] == pytest.approx(last["train/nll"] + last["train/kl_to_before"], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", [STM(1e9), FLOW(), TALR(), NLL(top_k=1)], ids=lambda one: type(one).__name__)
+def test_how_far_it_moves_is_logged_wherever_that_is_known(
+    objective: Objective, tiny_folder: Path, tmp_path: Path
+) -> None:
+    log = Logged()
+    model = module(tiny_folder, Full(blocks="all", lr=1e-2), objective=objective)
+    trainer(tmp_path, callbacks=[log], max_epochs=2).fit(model, datamodule=data(tmp_path))
+    assert log.rows[0]["train/kl_to_before"] == pytest.approx(0, abs=1e-5)
+    assert log.rows[-1]["train/kl_to_before"] > 1e-4  # of one token and all others as another, a part of it
+
+
+def test_it_is_measured_behind_what_a_rule_does_at_the_end(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a rule that gives all weights back."""
+    from mllm_lit.importance import Spider
+
+    model = module(tiny_folder, Full(blocks="all", lr=1e-2), importance=Spider(), objective=NLL(top_k=5))
+    model.configure_model()
+    assert model.net is not None
+    first = {name: tensor.clone() for name, tensor in model.net.state_dict().items()}
+    monkeypatch.setattr(Spider, "finish", lambda rule: model.net.load_state_dict(first))
+    trainer(tmp_path, max_steps=2).fit(model, datamodule=data(tmp_path))
+    assert model.kl_to_before == pytest.approx(0, abs=1e-6)
 
 
 def test_tau_follows_the_samples_of_the_step_before(tiny_folder: Path, tmp_path: Path) -> None:
@@ -225,6 +264,49 @@ def test_a_run_goes_on_with_what_was_kept(objective: Any, tiny_folder: Path, tmp
         kept[0].unlink()
         with pytest.raises(ObjectiveError, match="cannot be computed once the weights have moved"):
             run([], tmp_path / "run" / "cut" / "step=2.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "adapter"),
+    [
+        (lambda: KLToBase(1.0, top_k=5), lambda: LoRA(rank=4, alpha=8, dropout=0.0, lr=1e-2, connector="frozen")),
+        (lambda: NLL(top_k=5), lambda: Full(blocks="all", lr=1e-3)),
+    ],
+    ids=["adapter off", "nll"],
+)
+def test_a_run_goes_on_without_what_was_kept_where_it_can(
+    objective: Any, adapter: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Bit for bit: the model with its adapter off is the one before training, and the NLL asks for it to log alone."""
+
+    def run(checkpoint: Path | None = None, **more: Any) -> dict[str, Tensor]:
+        model = module(tiny_folder, adapter(), objective=objective())
+        keep = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        trainer(tmp_path, max_epochs=2, callbacks=[keep]).fit(model, datamodule=data(tmp_path), ckpt_path=checkpoint)
+        return weights(model)
+
+    whole = run()
+    (kept,) = tmp_path.rglob("before_training_*.safetensors")
+    kept.unlink()
+    again = run(tmp_path / "kept" / "step=3.ckpt")
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
+def test_what_the_model_before_training_depends_on(tiny_folder: Path, tmp_path: Path) -> None:
+    row = Album().rows(tmp_path, "train")[0]
+
+    def told(folder: Path = tiny_folder, precision: str = "32-true", **settings: Any) -> str:
+        model = MLLMModule(Backbone(path=str(folder), dtype="float32", **settings), Full(blocks="all"))
+        model.configure_model()
+        return before_training(model, row, precision)
+
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tiny_folder, elsewhere)
+    assert told() == told(elsewhere)
+    template = elsewhere / "chat_template.jinja"
+    template.write_text(template.read_text().replace("USER: ", "Q: "))
+    assert len({told(), told(elsewhere), told(aspect="pad"), told(precision="bf16-true")}) == 4
 
 
 def test_how_far_it_moved_is_the_divergence_of_two_models(tiny_folder: Path, tmp_path: Path) -> None:
