@@ -4,12 +4,13 @@
 
 It reads the kept results of the studies on both embedded models, takes methods that both have, and fills the tables
 between ``<!-- two_tiers: begin -->`` and ``<!-- two_tiers: end -->`` of docs/studies/smollm2.md. A score's agreement is
-Spearman's rank correlation over the methods' means, and the number of pairs of methods that stand in the same order on
-both. Clear pairs are those whose difference has one sign with every seed, on both models, of at least two seeds.
+Spearman's rank correlation over the methods' means of the seeds that all of them have, and the number of pairs of
+methods that stand in the same order on both, each by the seeds that the two have in common. Clear pairs are those whose
+difference has one sign with every such seed, on both models, of at least two. Equal scores are in no order.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -24,10 +25,10 @@ REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "studies"
 PAGE = REPOSITORY / "docs" / "studies" / "smollm2.md"
 TIERS = {
-    "embedded": ("scienceqa", ("spider_methods", "objectives_methods")),
-    "SmolLM2": ("shuffled", ("smollm2_methods",)),
+    "embedded": ("scienceqa", "objectives_methods"),
+    "SmolLM2": ("shuffled", "smollm2_methods"),
 }
-"""Model -> target, and the studies on it; of a method that two have, the last one's runs are taken."""
+"""Model -> target, and the study on it."""
 SCORES = {"target": "target", "sources, % of before": "A_S_normalised", "H": "H", "O": "O"}
 MARKED = re.compile(r"(<!-- two_tiers: begin -->\n).*?(<!-- two_tiers: end -->)", re.S)
 
@@ -43,23 +44,31 @@ def scores(summary: Mapping[str, Any]) -> dict[str, float | None]:
     return {name: found[name] for name in SCORES.values()}
 
 
-def runs(target: str, studies: tuple[str, ...]) -> Runs:
+def runs(target: str, study: str) -> Runs:
     """What is kept of one model."""
     found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in SCORES.values()}
-    for study in studies:
-        results = read_results(RESULTS / f"{study}.json")
-        cells = [] if results is None else [one for one in results.cells if one.labels["target"] == target]
-        for method in {cell.labels["method"] for cell in cells}:
-            own = {cell.labels["seed"]: scores(cell.summary) for cell in cells if cell.labels["method"] == method}
-            for name in found:
-                found[name][method] = {seed: value for seed, told in own.items() if (value := told[name]) is not None}
+    results = read_results(RESULTS / f"{study}.json")
+    cells = [] if results is None else [one for one in results.cells if one.labels["target"] == target]
+    for method in {cell.labels["method"] for cell in cells}:
+        own = {cell.labels["seed"]: scores(cell.summary) for cell in cells if cell.labels["method"] == method}
+        for name in found:
+            found[name][method] = {seed: value for seed, told in own.items() if (value := told[name]) is not None}
     return found
 
 
-def order(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[bool, bool]:
-    """Whether the mean of the first is higher, and whether that is so, or not so, with every seed that both have."""
-    signs = [one[seed] > other[seed] for seed in one if seed in other]
-    return fmean(one.values()) > fmean(other.values()), len(signs) > 1 and len(set(signs)) == 1
+def order(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[int, bool]:
+    """1 where the mean of the first is higher, −1 where it is lower, over the seeds that both have, else 0; and whether
+    each of these seeds, of at least two, says the same.
+    """
+    apart = [one[seed] - other[seed] for seed in one if seed in other]
+    signs = [(value > 0) - (value < 0) for value in (sum(apart), *apart)]
+    return signs[0], len(apart) > 1 and signs[0] != 0 and len(set(signs)) == 1
+
+
+def means(tier: Mapping[str, Mapping[str, float]], methods: Sequence[str]) -> list[float]:
+    """Of each method, over the seeds that all of them have; none where there is no such seed."""
+    seeds = set.intersection(*(set(tier[method]) for method in methods)) if methods else set()
+    return [fmean(tier[method][seed] for seed in seeds) for method in methods if seeds]
 
 
 def compare(first: Runs, second: Runs) -> tuple[Table, Table]:
@@ -72,16 +81,16 @@ def compare(first: Runs, second: Runs) -> tuple[Table, Table]:
     ]
     agreement: list[list[Any]] = []
     for heading, name in SCORES.items():
-        means = [(fmean(first[name][one].values()), fmean(second[name][one].values())) for one in methods]
+        both = [*zip(means(first[name], methods), means(second[name], methods), strict=False)]
         pairs = [
             (order(first[name][a], first[name][b]), order(second[name][a], second[name][b]))
             for a, b in combinations(methods, 2)
         ]
         clear = [(one[0], two[0]) for one, two in pairs if one[1] and two[1]]
-        agree = sum(one[0] == two[0] for one, two in pairs)
-        told = f"{sum(one == two for one, two in clear)} of {len(clear)}"
-        agreement.append([heading, rank_correlation(means), f"{agree} of {len(pairs)}", told])
-    note = f"{len(methods)} methods, means over seeds."
+        ordered = [(one[0], two[0]) for one, two in pairs if one[0] and two[0]]
+        told = [f"{sum(one == two for one, two in some)} of {len(some)}" for some in (ordered, clear)]
+        agreement.append([heading, rank_correlation(both), *told])
+    note = f"{len(methods)} methods, means over each one's seeds; orders below are by seeds that are compared alike."
     return (
         Table("Methods on both models", head, rows, note, "two_tiers"),
         Table("Do orderings agree?", ["score", "rank correlation", "pairs", "clear pairs"], agreement, "", "agreement"),
@@ -90,7 +99,7 @@ def compare(first: Runs, second: Runs) -> tuple[Table, Table]:
 
 def filled(text: str) -> str:
     """The page with the tables of the results that are kept."""
-    first, second = (runs(target, studies) for target, studies in TIERS.values())
+    first, second = (runs(target, study) for target, study in TIERS.values())
     tables = "\n\n".join(map(markdown, compare(first, second)))
     return MARKED.sub(lambda found: f"{found[1]}{tables}\n\n{found[2]}", text)
 

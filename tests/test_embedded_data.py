@@ -95,6 +95,20 @@ def test_the_same_files_are_packed_to_the_same_bytes(tmp_path: Path, monkeypatch
     assert sums[0] == sha256((tmp_path / "first_archives" / sums[1]).read_bytes()).hexdigest()
 
 
+def test_words_to_learn_are_those_of_five_sets_whatever_else_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "tools")
+    from embedded.words import CORPUS, corpus, words_of
+
+    places = {name: embedded_root(name) for name in EMBEDDED}
+    for name in CORPUS:
+        (tmp_path / name).symlink_to(places[name])
+    texts = corpus(tmp_path)
+    assert texts == corpus(places["pope"].parent)
+    assert {"caption", "mammal", "answer"} & set(words_of(texts))
+
+
 @pytest.mark.parametrize("name", [name for name in EMBEDDED if name not in ("conversations", "pope", *WRITTEN)])
 def test_every_picture_decodes(name: str) -> None:
     pictures = [path for path in embedded_root(name).rglob("*") if path.suffix in (".png", ".jpg")]

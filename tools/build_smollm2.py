@@ -26,8 +26,8 @@ import torch
 from embedded.formats import PER_PICTURE, Pack, Packs, Turn, find_again
 from embedded.packages import fetch
 from embedded.pictures import Renderings
-from embedded.pretrain import corpus, words_of
 from embedded.smollm2 import pack
+from embedded.words import CORPUS, corpus, words_of
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
@@ -80,7 +80,7 @@ def main() -> None:
 def write(options: argparse.Namespace) -> None:
     """The conversations of both stages, and their pictures."""
     fetch(options.work)
-    words = words_of(corpus(embedded_root("gqa").parent))
+    words = words_of(shipped_texts())
     packs = Packs(options.work, Renderings(options.work, options.seed), words, options.seed, n_scenes=3000)
     rng = random.Random(f"{options.seed} letters")
     drills = [Pack(None, [find_again(words, rng) for _ in range(PER_PICTURE)]) for _ in range(options.letters)]
@@ -99,9 +99,14 @@ def write(options: argparse.Namespace) -> None:
             write_json(conversations(part, f"{stage}-{split}"), options.out / stage / f"{split}.json")
 
 
+def shipped_texts() -> list[str]:
+    """Texts of the embedded sets, whatever else was unpacked before."""
+    return corpus([embedded_root(name) for name in CORPUS][0].parent)
+
+
 def write_letters(options: argparse.Namespace) -> None:
     """Exercises in which a letter is looked up; those for validation ask for words that training has not."""
-    words = words_of(corpus(embedded_root("gqa").parent))
+    words = words_of(shipped_texts())
     random.Random(options.seed).shuffle(words)
     held = len(words) // 10
     parts = {"val": (words[:held], options.count // 10), "train": (words[held:], options.count)}

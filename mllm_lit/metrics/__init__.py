@@ -2,7 +2,7 @@
 
 from mllm_lit.metrics.base import AnswerMetric, MeanScore
 from mllm_lit.metrics.caption import CaptionScores, caption_scores, unavailable
-from mllm_lit.metrics.choice import ChoiceAccuracy, ChosenAnswer, parse_choice, parse_choice_relaxed
+from mllm_lit.metrics.choice import ChoiceAccuracy, ChosenAnswer, ChosenText, parse_choice, parse_choice_relaxed
 from mllm_lit.metrics.exact import ExactMatch, exact_match, gqa_match, ocrvqa_match
 from mllm_lit.metrics.hallucination import (
     POPEScores,
@@ -24,6 +24,7 @@ __all__ = [
     "CaptionScores",
     "ChoiceAccuracy",
     "ChosenAnswer",
+    "ChosenText",
     "ExactMatch",
     "LmmsEvalScores",
     "M4CAccuracy",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mllm_lit.data.sample import Sample
 from mllm_lit.metrics.base import MeanScore
+from mllm_lit.metrics.exact import ExactMatch
 from mllm_lit.metrics.relaxed import contained, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -100,3 +101,15 @@ class ChosenAnswer(MeanScore):
     def row_score(self, prediction: str, sample: Sample) -> float:
         """1 for a right option, else 0."""
         return float(prediction in sample.references)
+
+
+class ChosenText(ExactMatch):
+    """Share of the rows whose answer is the right option's text, case aside; relaxed, its letter will do, too."""
+
+    def __init__(self, breakdown: Sequence[str] = ()) -> None:
+        super().__init__("lower", breakdown)
+
+    def relaxed_score(self, prediction: str, sample: Sample) -> float:
+        """1 for the right option by letter or text, else 0."""
+        found = parse_choice_relaxed(prediction, sample.choices)
+        return float(found >= 0 and sample.choices[found] == sample.references[0])

@@ -124,10 +124,10 @@ class ScienceQA(Task):
         )
 
     def metric(self) -> "AnswerMetric":
-        from mllm_lit.metrics import ChoiceAccuracy, ExactMatch
+        from mllm_lit.metrics import ChoiceAccuracy, ChosenText
 
         labels = ("subject", "given", "grades")
-        return ExactMatch("lower", labels) if self.answer == "text" else ChoiceAccuracy(labels)
+        return ChosenText(labels) if self.answer == "text" else ChoiceAccuracy(labels)
 
 
 def _grades(grade: str) -> str:

@@ -28,6 +28,20 @@ def test_a_pair_counts_as_clear_where_all_seeds_say_the_same(monkeypatch: pytest
     assert told[2:] == ["2 of 3", "1 of 1"]
 
 
+def test_methods_are_ordered_by_the_seeds_that_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from two_tiers import means, order
+
+    # By its own seeds b is higher, by the one that both have it is lower; of one seed nothing is clear.
+    assert order({"1": 5.0, "2": 0.0}, {"1": 4.0}) == (1, False)
+    assert order({"1": 5.0, "2": 3.0}, {"1": 4.0, "2": 2.0}) == (1, True)
+    assert order({"1": 4.0, "2": 3.0}, {"1": 4.0, "2": 2.0}) == (1, False)  # equal with one seed
+    assert order({"1": 4.0, "2": 2.0}, {"1": 2.0, "2": 4.0}) == (0, False)
+    assert order({"1": 4.0}, {"2": 2.0}) == (0, False)
+    assert means({"a": {"1": 5.0, "2": 0.0}, "b": {"1": 4.0}}, ["a", "b"]) == [5.0, 4.0]
+    assert means({"a": {"1": 5.0}, "b": {"2": 4.0}}, ["a", "b"]) == []
+
+
 def test_exercises_are_counted_by_kind_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     from letters import shares

@@ -224,6 +224,9 @@ def test_scienceqa_answered_by_letter_or_text(
     metric = task.metric()
     assert metric.row_scores(right, [sample] * len(right)) == [1.0] * len(right)
     assert metric.row_scores(wrong, [sample] * len(wrong)) == [0.0] * len(wrong)
+    # Letter or text, in every form alike.
+    for said, score in {"B": 1, "dog": 1, "It is a dog.": 1, "B. dog": 1, "A": 0, "cat": 0, "": 0}.items():
+        assert metric.relaxed_score(said, sample) == score
     assert metric.labels(sample) == ("NAT", "IMG", "G1-6")
     with pytest.raises(SettingError, match="expected letter, letter_text or text"):
         ScienceQA(answer="words")  # type: ignore[arg-type]

@@ -18,10 +18,11 @@ from embedded.licences import SEEN, write_licences
 from embedded.objects import write_objects, write_pope
 from embedded.packages import fetch
 from embedded.pictures import Renderings
-from embedded.pretrain import corpus, pretrain, prompts_of, words_of
+from embedded.pretrain import pretrain, prompts_of
 from embedded.scienceqa import write_scienceqa
 from embedded.sources import write_coco, write_gqa, write_vqa
 from embedded.vision import load_tower
+from embedded.words import corpus, words_of
 
 PARTS = ("packages", "data", "llm", "scores")
 LLM_STEPS = 3400

@@ -1,7 +1,5 @@
 """Pre-trains the small LLaVA on packs: one picture, several questions that see the picture and themselves only."""
 
-import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,25 +14,6 @@ from embedded.vision import TOKENS, to_pixels
 
 PACKS_PER_STEP = 16
 PICTURE = "<image>" * TOKENS + "\n"
-
-
-def corpus(data: Path) -> list[str]:
-    """Every text of the shipped data, for the tokenizer: words are not facts, so the targets' are among them.
-
-    Args:
-        data: The folder of the five sets.
-    """
-    texts: list[str] = []
-    for path in sorted(
-        [*data.glob("*/*.json"), *data.glob("*/annotations/*.json"), *data.glob("*/iconqa_data/*.json")]
-    ):
-        _collect(json.loads(path.read_text(encoding="utf-8")), texts)
-    return texts
-
-
-def words_of(texts: Sequence[str]) -> list[str]:
-    """The distinct words of some texts."""
-    return sorted({word for text in texts for word in re.findall(r"[A-Za-z]{3,}", text)})
 
 
 class Tensors:
@@ -170,18 +149,3 @@ def pretrain(
         bar.set_postfix(loss=f"{average:.3f}")
         keep(step)
     model.eval()  # type: ignore[no-untyped-call]
-
-
-def _collect(value: object, texts: list[str]) -> None:
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if key in ("question", "answer", "caption", "solution", "hint") and isinstance(entry, str):
-                texts.append(entry)
-            elif key == "choices":
-                # As they stand in a prompt: without a space ahead in ScienceQA's, with one in IconQA's.
-                texts.extend(f"A.{choice} {choice}" for choice in entry)
-            else:
-                _collect(entry, texts)
-    elif isinstance(value, list):
-        for entry in value:
-            _collect(entry, texts)
