@@ -150,7 +150,7 @@ class Adapter(ABC):
         return
 
     def initial_state(self) -> "dict[str, Tensor]":
-        """What :meth:`initialise` has found, for a checkpoint; empty without it."""
+        """What a checkpoint has to hold of the beginning, beside what trains; empty where attaching gives it again."""
         return {}
 
     def load_initial_state(self, model: "nn.Module", state: "dict[str, Tensor]") -> None:

@@ -19,13 +19,19 @@ class IA3(PeftAdapter):
     """Learned scales on keys, values and the MLP's hidden activations (arXiv 2205.05638), ones at the start.
 
     Args:
-        where: Scale keys and values (attention), the input of the MLP's last linear (mlp), or both.
+        where: Scale keys and values (attention), the input of the MLP's last linear (mlp), or both; ``gate_up`` is
+            refused.
         blocks: ``all``, the last so many, or a list of indices.
         **shared: The arguments of :class:`~mllm_lit.adapters.base.Adapter`.
     """
 
     def __init__(self, where: Where = "both", blocks: Blocks = "all", **shared: Any) -> None:
         super().__init__(**shared)
+        if where == "gate_up":
+            raise AdapterError(
+                "adapter.where is gate_up, but IA3 scales keys, values and the input of the MLP's last linear. "
+                "Set it to attention, mlp or both."
+            )
         self.where: Where = where
         self.blocks: Blocks = blocks
 
@@ -163,6 +169,11 @@ class Peft(PeftAdapter):
         options = dict(self.options)
         if "target_modules" in names:
             options.setdefault("target_modules", pattern(block_linears(model, layout, self.where, self.blocks)))
+        elif self.where != "both" or self.blocks != "all":
+            raise AdapterError(
+                f"adapter.where is {self.where} and adapter.blocks is {self.blocks}, but {self.method} takes no linear "
+                "layers. Leave both out."
+            )
         config = kind(**options)
         if config.is_prompt_learning:
             config.task_type = options.get("task_type", "CAUSAL_LM")

@@ -13,11 +13,14 @@ from mllm_lit.adapters.subspace import SUBSPACES, low_rank_layers, split_off, sp
 from mllm_lit.adapters.targets import Blocks, Where, block_linears, pattern, role_linears
 from mllm_lit.backbones.family import family_of
 from mllm_lit.backbones.layout import Layout
+from mllm_lit.backbones.quantize import refuse_if_quantized
 from mllm_lit.errors import AdapterError, in_range
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
+
+    from mllm_lit.backbones.load import LoadedBackbone
 
 # Initialisations that subtract something from the weights they are added to.
 MUTATING = ("pissa", "olora", "loftq", *SUBSPACES)
@@ -148,6 +151,7 @@ class LoRA(PeftAdapter):
         self.init_rows = in_range("adapter.init_rows", 256 if init_rows is None else init_rows, 1)
         self.best_conditioned = in_range("adapter.best_conditioned", best_conditioned, 0, 1)
         self._at_attach: dict[str, Tensor] = {}
+        self._frozen: dict[str, Tensor] = {}
 
     @property
     def mutates(self) -> bool:
@@ -175,19 +179,36 @@ class LoRA(PeftAdapter):
         )
 
     def wrap(self, model: "nn.Module", layout: Layout) -> "nn.Module":
-        """See :meth:`Adapter.wrap`."""
+        """See :meth:`Adapter.wrap`.
+
+        Raises:
+            QuantizationError: The initialisation reads weights, which are packed integers.
+        """
         from mllm_lit.adapters.dropout import draw_geometrically
 
+        if self.mutates or self.init == "mica":
+            refuse_if_quantized(model, f"adapter.init: {self.init}")
         wrapped = super().wrap(model, layout)
         draw_geometrically(wrapped)
         if self.mutates and not self.looks_at_data:
             self._remember(wrapped)
+        self._remember_frozen(wrapped)
         return wrapped
 
     def _remember(self, model: "nn.Module") -> None:
         """Keep what the update is made of before training."""
         own = ((name, p) for name, p in model.named_parameters() if ".lora_" in name)
         self._at_attach = {name: snapshot(p) for name, p in own}
+
+    def _remember_frozen(self, model: "nn.Module") -> None:
+        """Keep what of the update does not train: MiCA's B, whose signs differ between machines."""
+        own = ((name, p) for name, p in model.named_parameters() if ".lora_" in name and not p.requires_grad)
+        self._frozen = {name: snapshot(p) for name, p in own}
+
+    def go_on_from(self, loaded: "LoadedBackbone", module: "nn.Module", folder: Path) -> None:
+        """See :meth:`Adapter.go_on_from`."""
+        super().go_on_from(loaded, module, folder)
+        self._remember_frozen(module)
 
     @property
     def looks_at_data(self) -> bool:  # type: ignore[override]
@@ -201,11 +222,19 @@ class LoRA(PeftAdapter):
 
     def initial_state(self) -> "dict[str, Tensor]":
         """See :meth:`Adapter.initial_state`."""
-        return self._at_attach if self.looks_at_data else {}
+        return self._at_attach if self.looks_at_data else self._frozen
 
     def load_initial_state(self, model: "nn.Module", state: "dict[str, Tensor]") -> None:
         """See :meth:`Adapter.load_initial_state`."""
         if not state:
+            return
+        if self._frozen:
+            from mllm_lit.tensors import local, shard_like
+
+            parameters = dict(model.named_parameters())
+            for name, kept in state.items():
+                local(parameters[name]).copy_(shard_like(kept, parameters[name]))
+            self._frozen = state
             return
         for name, layer in low_rank_layers(model).items():
             split_off(layer, *(state[f"{name}.{part}.default.weight"] for part in ("lora_B", "lora_A")))
@@ -255,11 +284,28 @@ def best_conditioned(linears: "dict[str, nn.Module]", share: float) -> list[str]
 
     Args:
         linears: By name.
-        share: Of them.
+        share: Of all of them.
+
+    Raises:
+        AdapterError: peft cannot measure some of them.
     """
     from peft.helpers import KappaTuneSelector
     from torch import nn
 
+    layers = [layer for layer in linears.values() if isinstance(layer, nn.Linear)]
+    if len(layers) < len(linears):
+        others = sorted({type(layer).__name__ for layer in linears.values() if not isinstance(layer, nn.Linear)})
+        raise AdapterError(
+            f"adapter.best_conditioned: {len(linears) - len(layers)} of the {len(linears)} chosen linear layers are of "
+            f"the kind {' and '.join(others)}, and only those of the kind Linear can be measured. Leave it out."
+        )
+    widest = max(max(layer.in_features, layer.out_features) for layer in layers)
+    selector = KappaTuneSelector(nn.ModuleList(layers), widest, show_progress=len(layers) > 64)
+    measured = selector.get_best_targets()
+    if len(measured) < len(layers):
+        raise AdapterError(
+            f"adapter.best_conditioned is a share of all {len(layers)} chosen linear layers, but peft has measured "
+            f"{len(measured)} of them. Leave it out."
+        )
     names = list(linears)
-    selector = KappaTuneSelector(nn.ModuleList(linears.values()), show_progress=len(names) > 64)
-    return [names[int(place)] for place in selector.get_best_targets(top_p=share)]
+    return [names[int(place)] for place in measured[: max(1, int(share * len(names)))]]

@@ -99,10 +99,22 @@ def input_products(layers: Mapping[str, Any]) -> "Iterator[dict[str, Tensor]]":
 
 
 def low_rank_layers(model: "nn.Module") -> dict[str, Any]:
-    """peft's low-rank layers in a model, by name."""
-    from peft.tuners.lora import Linear
+    """peft's low-rank layers in a model, by name.
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    Raises:
+        AdapterError: There are none, or some whose weights are packed.
+    """
+    from peft.tuners.lora import Linear, LoraLayer
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    if not found or not all(isinstance(layer, Linear) for layer in found.values()):
+        kinds = sorted({type(layer).__name__ for layer in found.values()})
+        raise AdapterError(
+            "adapter.init changes the weights under low-rank layers, so all of these have to be of peft's kind Linear; "
+            f"{type(model).__name__} has {' and '.join(kinds) or 'none'}. "
+            "Leave adapter.init out, or drop backbone.quantization."
+        )
+    return found
 
 
 def in_parts(layers: Mapping[str, Any]) -> "Iterator[dict[str, Any]]":

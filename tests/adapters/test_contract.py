@@ -191,7 +191,7 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt", "corda", "lora_null"])
+@pytest.mark.parametrize("case", [*CORE, "pissa", "dora", "prompt", "mica", "corda", "lora_null"])
 def test_resume_equals_uninterrupted(case: str) -> None:
     made = build("llava")
     batch = inputs(made)

@@ -1,4 +1,4 @@
-"""An adapter whose tensors FSDP2 has sharded over two processes is saved whole."""
+"""An adapter whose tensors FSDP2 has sharded over two processes begins where told, and is saved whole."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 CASES = {
     "lora": lambda: LoRA(rank=4, dropout=0.0),
+    "mica": lambda: LoRA(rank=4, dropout=0.0, init="mica"),
     "bottleneck": lambda: Bottleneck(size=8, dropout=0.0),
     "full": lambda: Full(blocks=1),
 }
@@ -37,6 +38,8 @@ def train(case: str, folder: Path, sharded: bool, is_main: bool = True) -> None:
             fully_shard(block)
         fully_shard(model)
         assert all(type(p).__name__ == "DTensor" for p in model.parameters())
+    began = {name: tensor.flip(0) for name, tensor in adapter.initial_state().items()}
+    adapter.load_initial_state(model, began)
     learn(adapter, model, loaded, batch)
     adapter.save(model, folder, is_main=is_main)
 

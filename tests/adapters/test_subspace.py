@@ -9,6 +9,7 @@ from mllm_lit.adapters import AdapterError, LoRA
 from mllm_lit.adapters.peft import best_conditioned
 from mllm_lit.adapters.subspace import corda, input_products, lora_null, low_rank_layers
 from mllm_lit.adapters.targets import block_linears
+from mllm_lit.backbones.quantize import QuantizationError
 from tests.adapters.test_contract import attach, backbone, inputs
 from tests.processors.beds import build
 
@@ -78,6 +79,31 @@ def test_kappa_takes_the_layers_with_the_smallest_condition_number() -> None:
     }
 
 
+def test_kappa_takes_its_share_of_layers_that_peft_finds_too_large_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.helpers import KappaTuneSelector
+
+    loaded = backbone(build("llava"))
+    linears = block_linears(loaded.model, loaded.layout, "both")
+    shapes = {tuple(layer.weight.shape) for layer in linears.values()}  # type: ignore[union-attr, arg-type]
+    assert {(32, 64), (64, 32)} < shapes
+    expected = best_conditioned(linears, 0.5), best_conditioned(linears, 1.0)
+    assert {len(names) for names in expected} == {7, 14}
+    monkeypatch.setattr(KappaTuneSelector.__init__, "__defaults__", (63, None, True))
+    assert (best_conditioned(linears, 0.5), best_conditioned(linears, 1.0)) == expected
+
+
+def test_kappa_refuses_what_peft_cannot_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft.helpers import KappaTuneSelector
+    from transformers.pytorch_utils import Conv1D
+
+    layers: dict[str, nn.Module] = {"one": nn.Linear(4, 4), "two": Conv1D(4, 4)}
+    with pytest.raises(AdapterError, match="1 of the 2 chosen linear layers are of the kind Conv1D"):
+        best_conditioned(layers, 0.5)
+    monkeypatch.setattr(KappaTuneSelector, "get_best_targets", lambda self: [])
+    with pytest.raises(AdapterError, match="a share of all 1 .* measured 0"):
+        best_conditioned({"one": layers["one"]}, 0.5)
+
+
 def test_the_products_are_those_of_the_layers_inputs() -> None:
     layers = {"one": nn.Linear(3, 5), "never": nn.Linear(3, 5)}
     x = torch.randn(2, 4, 3)
@@ -117,3 +143,28 @@ def test_refusals(adapter: LoRA, message: str) -> None:
 def test_what_only_they_look_at_is_refused_elsewhere() -> None:
     with pytest.raises(AdapterError, match="init is True, which looks at nothing"):
         LoRA(rank=4, init_rows=8)
+
+
+@pytest.mark.parametrize("init", ["corda", "lora_null", "pissa", "pissa_niter_4", "olora", "mica"])
+def test_packed_weights_are_refused_before_anything_is_added(init: str) -> None:
+    loaded = backbone(build("llava"))
+    loaded.model.is_quantized = True  # type: ignore[attr-defined]
+    modules = len(list(loaded.model.modules()))
+    with pytest.raises(QuantizationError, match=rf"adapter\.init: {init} .* packed integers"):
+        LoRA(rank=4, init=init).attach(loaded)
+    assert len(list(loaded.model.modules())) == modules
+
+
+def test_where_there_is_nothing_to_initialise_it_is_said() -> None:
+    from peft.tuners.lora import LoraLayer
+
+    class Linear4bit(nn.Module, LoraLayer):
+        """As peft's, which is no subclass of its layer over plain weights."""
+
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+
+    plain = LoRA(rank=4, init="corda")
+    for model, there in (nn.Sequential(nn.Linear(4, 4)), "none"), (nn.Sequential(Linear4bit()), "Linear4bit"):
+        with pytest.raises(AdapterError, match=f"has {there}. Leave adapter.init out"):
+            plain.initialise(model, {})

@@ -88,8 +88,34 @@ def test_vision_and_connector_are_reached_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    "adapter",
+    [
+        LoRA(rank=2, where="gate_up"),
+        LoRA(rank=2, where="gate_up", init="mica"),
+        LoRA(rank=2, where="gate_up", best_conditioned=1.0),
+        Bottleneck(size=2, where="gate_up"),
+        Bottleneck(size=2, where="gate_up", placement="parallel"),
+        Peft("OSF", {"effective_rank": 4}, where="gate_up"),
+        Peft("SHIRA", {"r": 2}, where="gate_up"),
+        Peft("OFT", {"oft_block_size": 4}, where="gate_up"),
+        Peft("VERA", {"r": 4}, where="gate_up"),
+    ],
+)
+def test_gate_and_up_are_taken_alone(adapter: LoRA | Bottleneck | Peft) -> None:
+    loaded = backbone(build("llava"))
+    module = adapter.attach(loaded)
+    new = {name for name, p in module.named_parameters() if p.requires_grad} - set(adapter.opened_parameters(module))
+    new = {name for name in new if loaded.layout.role_of(name) == "llm"}
+    assert new
+    assert all(re.search(r"\.layers\.\d\.mlp\.(gate|up)_proj\.", name) for name in new)
+
+
+@pytest.mark.parametrize(
     ("make", "complaint"),
     [
+        (lambda: IA3(where="gate_up"), "is gate_up, .* Set it to attention, mlp or both"),
+        (lambda: Peft("P_TUNING", {"num_virtual_tokens": 2}, where="gate_up"), "is gate_up .* no linear layers"),
+        (lambda: Peft("P_TUNING", {"num_virtual_tokens": 2}, blocks=1), "adapter.blocks is 1"),
         (lambda: IA3(connector="lora"), "needs the lora adapter"),
         (lambda: Prefix(connector="lora"), "needs the lora adapter"),
         (lambda: Full(connector="lora"), "needs the lora adapter"),
