@@ -1,5 +1,6 @@
 """What scripts make of answers and results: orderings of methods on two models, letters by number of choices."""
 
+import json
 from typing import Any
 
 import pytest
@@ -40,6 +41,26 @@ def test_methods_are_ordered_by_the_seeds_that_they_share(monkeypatch: pytest.Mo
     assert order({"1": 4.0}, {"2": 2.0}) == (0, False)
     assert means({"a": {"1": 5.0, "2": 0.0}, "b": {"1": 4.0}}, ["a", "b"]) == [5.0, 4.0]
     assert means({"a": {"1": 5.0}, "b": {"2": 4.0}}, ["a", "b"]) == []
+
+
+def test_both_choices_of_rates_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from study_pages import choices, view_of
+
+    view = view_of("studies/spider/methods.yaml")
+    table = choices([view, view])
+    assert table.head == ["target", "method", *["rate by target", "H by target", "O by target"] * 2]
+    kept = json.loads((REPOSITORY / "benchmarks/results/studies/spider_methods.json").read_text())
+    labels = {"target": "scienceqa", "method": "spider"}
+    (rate,) = (one["chosen"] for one in kept["rates"] if one["labels"] == labels)
+    runs = [one["summary"]["tradeoff"] for one in kept["cells"] if labels.items() <= one["labels"].items()]
+    (row,) = (row for row in table.rows if row[:2] == ["scienceqa", "spider"])
+    assert row[2] == row[5] == f"{rate:g}"
+    for score, told in zip("HOHO", (row[3], row[4], row[6], row[7]), strict=True):
+        assert told.values == [run[score] for run in runs]
+    merged = next(row for row in table.rows if row[1] == "wise_ft")
+    assert merged[2] is None
+    assert merged[3].values
 
 
 def test_exercises_are_counted_by_kind_and_choices(monkeypatch: pytest.MonkeyPatch) -> None:
