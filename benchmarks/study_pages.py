@@ -71,7 +71,7 @@ def tables(name: str) -> str:
     name, _, overlay = name.partition(" with ")
     if overlay:
         views = [view_of(name), view_of(name, overlay)]
-        facts = f"{page_of(views[1]).facts[0]}"
+        facts = page_of(views[1]).facts[0]
         counts = (wins(views[1], one) for one in views[1].study.file.wins)
         shown = [choices(views), *(one for one in counts if isinstance(one, Table))]
         return "\n\n".join([facts, *map(markdown, shown)]) + "\n\n"

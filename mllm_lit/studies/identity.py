@@ -17,17 +17,7 @@ from mllm_lit.tasks.embedded_data import ARCHIVES, NEEDED
 
 ELSEWHERE = ("config", "output", "experiment", "version", "keep_before", "ckpt_path", "show_batch", "smoke", "run")
 """Settings that say where a run is kept or what it prints, and files whose content is resolved into the rest."""
-NAMES_FILES = (
-    "root",
-    "ids",
-    "path",
-    "vision",
-    "llm",
-    "connector_weights",
-    "start_from",
-    "questions",
-    "synonyms",
-)
+NAMES_FILES = ("root", "ids", "path", "vision", "llm", "connector_weights", "start_from", "questions", "synonyms")
 """Last names of settings that may name a file or folder."""
 ABOUT = ("LICENSES.md", "scores.json")
 """Files beside the weights of a backbone that say something of it, and change nothing."""

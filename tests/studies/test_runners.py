@@ -19,7 +19,7 @@ import mllm_lit.commands.study as command
 from mllm_lit.studies import Local, Plan, Slurm, Store, StudyError, collect, read_results, write_results
 from mllm_lit.studies.identity import facts
 from mllm_lit.studies.plan import Cell
-from mllm_lit.studies.runners import Stopped, Watch, duration, executor_of, handled, stop
+from mllm_lit.studies.runners import Job, Stopped, Watch, duration, executor_of, handled, stop
 from tests.studies.toy import PYTHON, RUNNER, STUDY, alive, calls, planned, told, tools, write
 
 ONE: dict[str, Any] = {"axes": {"seed": [1, 2, 3, 4]}, "rate": {"rates": [0.01]}}
@@ -107,6 +107,15 @@ def test_a_run_that_is_kept_is_run_anew_where_a_merge_wants_its_weights(tmp_path
     collected = collect(again, elsewhere)
     assert [cell.summary for cell in collected.cells] == [cell.summary for cell in results.cells]
     assert [cell.code for cell in collected.cells] == [cell.code for cell in results.cells] != [None] * 6
+
+
+def test_a_job_trains_a_cell_that_is_kept_elsewhere_once(tmp_path: Path) -> None:
+    plan, store = planned(tmp_path, **ONE | {"axes": {"seed": [1]}})
+    (cell,) = plan.cells()
+    elsewhere = Store(store.root, {str(cell.key): {"target": {}}})
+    job = Job(cell, elsewhere, tools(tmp_path / "tools").command(cell, elsewhere))
+    assert (job(), job()) == (0, 0)
+    assert len(calls(elsewhere)) == 1
 
 
 def test_a_kept_merge_tells_of_the_point_that_is_asked_for(tmp_path: Path) -> None:
